@@ -1,0 +1,364 @@
+// Builds dist/: the engine (asc, then Binaryen's asyncify), the API (tsc) and the CLI (esbuild).
+// Usage: node scripts/run.mjs build [engine] [--force]
+//
+// Each part is skipped when no file it reads has changed since it was last built.
+
+import { spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { dirname, join, relative } from 'node:path';
+import asc from 'assemblyscript/asc';
+import binaryen from 'binaryen';
+import * as esbuild from 'esbuild';
+
+const root = process.cwd();
+const at = (...parts: string[]) => join(root, ...parts);
+
+/** A failed step whose message says all there is to say. */
+class BuildError extends Error {}
+
+// --- Stamps and the lock -----------------------------------------------------------------------------------------
+
+/** Every file under `path`, or `path` itself, in a fixed order. */
+function filesUnder(path: string): string[] {
+  if (!existsSync(at(path))) return [];
+  if (!statSync(at(path)).isDirectory()) return [path];
+  return readdirSync(at(path))
+    .sort()
+    .flatMap((name) => filesUnder(`${path}/${name}`));
+}
+
+function hashOf(paths: string[]): string {
+  const hash = createHash('sha256');
+  for (const file of paths.flatMap(filesUnder))
+    hash
+      .update(file)
+      .update('\0')
+      .update(readFileSync(at(file)));
+  return hash.digest('hex');
+}
+
+const always = ['package-lock.json', 'scripts/build.ts'];
+const parts = {
+  engine: {
+    inputs: [...always, 'asconfig.json', 'assembly'],
+    outputs: ['dist/eptsim.wasm', 'dist/eptsim.debug.wasm'],
+    build: buildEngine,
+  },
+  api: {
+    inputs: [...always, 'tsconfig.json', 'tsconfig.build.json', 'src'],
+    outputs: ['dist/index.js', 'dist/index.d.ts'],
+    build: buildApi,
+  },
+  cli: {
+    inputs: [...always, 'package.json', 'src'],
+    outputs: ['dist/cli/main.js', 'dist/cli/THIRD_PARTY_LICENSES.txt'],
+    build: buildCli,
+  },
+};
+type PartName = keyof typeof parts;
+
+/** Holds build/lock while `work` runs, so that two builds at once (a test run beside a shell) take turns. */
+async function withLock(work: () => Promise<void>): Promise<void> {
+  const lock = at('build/lock');
+  mkdirSync(at('build'), { recursive: true });
+  const deadline = Date.now() + 180_000;
+  for (;;) {
+    try {
+      mkdirSync(lock);
+      break;
+    } catch {
+      const owner = existsSync(join(lock, 'pid')) ? Number(readFileSync(join(lock, 'pid'), 'utf8')) : 0;
+      if ((owner !== 0 && !isAlive(owner)) || Date.now() > deadline) rmSync(lock, { recursive: true, force: true });
+      else await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+  }
+  writeFileSync(join(lock, 'pid'), String(process.pid));
+  try {
+    await work();
+  } finally {
+    rmSync(lock, { recursive: true, force: true });
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Writes through a rename, so that a reader sees the old file or the new one. */
+function writeWhole(path: string, bytes: Uint8Array | string): void {
+  mkdirSync(dirname(at(path)), { recursive: true });
+  writeFileSync(at(`${path}.tmp`), bytes);
+  renameSync(at(`${path}.tmp`), at(path));
+}
+
+// --- The engine --------------------------------------------------------------------------------------------------
+
+// A WebAssembly feature by asc's name for it: asc's constant for it and Binaryen's bit.
+const optionalFeatures: Record<string, { constant: string; bit: number }> = {
+  threads: { constant: 'ASC_FEATURE_THREADS', bit: binaryen.Features.Atomics },
+  simd: { constant: 'ASC_FEATURE_SIMD', bit: binaryen.Features.SIMD128 },
+  'reference-types': { constant: 'ASC_FEATURE_REFERENCE_TYPES', bit: binaryen.Features.ReferenceTypes },
+  'relaxed-simd': { constant: 'ASC_FEATURE_RELAXED_SIMD', bit: binaryen.Features.RelaxedSIMD },
+};
+const defaultFeatures =
+  binaryen.Features.MutableGlobals |
+  binaryen.Features.SignExt |
+  binaryen.Features.NontrappingFPToInt |
+  binaryen.Features.BulkMemory |
+  binaryen.Features.BulkMemoryOpt;
+
+const allowedImports = {
+  release: ['env.memory', 'env.pause'],
+  debug: ['env.memory', 'env.pause', 'env.abort'],
+};
+
+/** The names in asconfig.json's `enable` lists. asc takes any name there without a word, so each must be known. */
+function enabledFeatures(target: string): string[] {
+  const config = JSON.parse(readFileSync(at('asconfig.json'), 'utf8'));
+  const names: string[] = [...(config.options?.enable ?? []), ...(config.targets?.[target]?.enable ?? [])];
+  for (const name of names) {
+    if (!(name in optionalFeatures)) {
+      throw new BuildError(
+        `asconfig.json enables '${name}', which is none of ${Object.keys(optionalFeatures).join(', ')}`,
+      );
+    }
+  }
+  return names;
+}
+
+async function compile(entry: string, target: 'debug' | 'release'): Promise<Uint8Array> {
+  const features = enabledFeatures(target);
+  // A second entry that stops the compile where a requested feature is off.
+  const probe = `build/features-${target}.ts`;
+  writeWhole(
+    probe,
+    features
+      .map((name) => optionalFeatures[name]!.constant)
+      .map((constant) => `if (!${constant}) ERROR("${constant} is off although asconfig.json enables it");\n`)
+      .join(''),
+  );
+  const entries = features.length > 0 ? [entry, probe] : [entry];
+  const wasmFile = `build/asc-${target}.wasm`;
+  rmSync(at(wasmFile), { force: true });
+  let diagnostics = 0;
+  const { error, stderr } = await asc.main([...entries, '--target', target, '--outFile', wasmFile], {
+    reportDiagnostic: (diagnostic) => {
+      // Category 0 is pedantic and 1 is info; 2 (warning) and 3 (error) both stop the build.
+      if (Number(diagnostic.category) >= 2) diagnostics++;
+    },
+  });
+  const said = stderr.toString();
+  if (error !== null) throw new BuildError(`asc ${entry} (${target}):\n${said || error.message}`);
+  if (diagnostics > 0) throw new BuildError(`asc ${entry} (${target}) warns, which stops the build:\n${said}`);
+  return readFileSync(at(wasmFile));
+}
+
+/**
+ * Lets env.pause, and no other import, suspend the engine in the middle of a call (Binaryen's asyncify), then
+ * optimises again: asyncify leaves much behind that the optimiser removes.
+ */
+function asyncify(wasm: Uint8Array, target: 'debug' | 'release'): Uint8Array {
+  const bits = enabledFeatures(target).reduce((all, name) => all | optionalFeatures[name]!.bit, defaultFeatures);
+  const module = binaryen.readBinaryWithFeatures(wasm, bits);
+  try {
+    binaryen.setDebugInfo(target === 'debug');
+    binaryen.setOptimizeLevel(target === 'release' ? 3 : 1);
+    binaryen.setShrinkLevel(0);
+    binaryen.setPassArgument('asyncify-imports', 'env.pause');
+    binaryen.setPassArgument('asyncify-ignore-indirect', '1');
+    module.runPasses(['asyncify']);
+    module.optimize();
+    if (!module.validate()) throw new BuildError(`the ${target} module is not valid after asyncify`);
+    return module.emitBinary();
+  } finally {
+    module.dispose();
+  }
+}
+
+async function checkEngine(wasm: Uint8Array, target: 'debug' | 'release'): Promise<void> {
+  const module = await WebAssembly.compile(wasm as BufferSource);
+  const imports = WebAssembly.Module.imports(module).map((entry) => `${entry.module}.${entry.name}`);
+  const surplus = imports.filter((name) => !allowedImports[target].includes(name));
+  if (surplus.length > 0) {
+    throw new BuildError(
+      `the ${target} engine imports ${surplus.join(', ')}; allowed: ${allowedImports[target].join(', ')}`,
+    );
+  }
+  const names = WebAssembly.Module.exports(module).map((entry) => entry.name);
+  for (const name of [
+    'asyncify_start_unwind',
+    'asyncify_stop_unwind',
+    'asyncify_start_rewind',
+    'asyncify_stop_rewind',
+  ]) {
+    if (!names.includes(name)) throw new BuildError(`the ${target} engine does not export ${name}`);
+  }
+}
+
+async function buildEngine(): Promise<void> {
+  const debugEntry = existsSync(at('assembly/index.debug.ts')) ? 'assembly/index.debug.ts' : 'assembly/index.ts';
+  for (const [entry, target, outFile] of [
+    [debugEntry, 'debug', 'dist/eptsim.debug.wasm'],
+    ['assembly/index.ts', 'release', 'dist/eptsim.wasm'],
+  ] as const) {
+    const wasm = asyncify(await compile(entry, target), target);
+    await checkEngine(wasm, target);
+    writeWhole(outFile, wasm);
+  }
+}
+
+// --- The API -----------------------------------------------------------------------------------------------------
+
+/** The modules that a JavaScript file imports by package name, such as `yaml`. */
+function packagesImportedBy(code: string): string[] {
+  const specifiers = [...code.matchAll(/(?:\bfrom|^import)\s*['"]([^'"]+)['"]/gm)].map((match) => match[1]!);
+  return specifiers.filter((specifier) => !/^(\.|node:)/.test(specifier));
+}
+
+/** A package has no dependencies: what src/ imports from npm is bundled into dist/vendor/, one file for each. */
+async function vendorPackages(outDir: string): Promise<string[]> {
+  const used = new Set<string>();
+  for (const file of filesUnder(outDir).filter((name) => name.endsWith('.js'))) {
+    const code = readFileSync(at(file), 'utf8');
+    let changed = code;
+    for (const name of packagesImportedBy(code)) {
+      used.add(name);
+      const target = relative(dirname(file), `${outDir}/vendor/${name}.js`);
+      const path = target.startsWith('.') ? target : `./${target}`;
+      changed = changed.replaceAll(new RegExp(`(from\\s*|^import\\s*)['"]${name}['"]`, 'gm'), `$1'${path}'`);
+    }
+    if (changed !== code) writeFileSync(at(file), changed);
+  }
+  for (const name of used) {
+    await esbuild.build({
+      absWorkingDir: root,
+      stdin: { contents: `export * from '${name}';`, resolveDir: root },
+      outfile: `${outDir}/vendor/${name}.js`,
+      bundle: true,
+      platform: 'browser',
+      target: 'es2022',
+      format: 'esm',
+      legalComments: 'inline',
+      logLevel: 'error',
+    });
+  }
+  return [...used].sort();
+}
+
+async function buildApi(): Promise<void> {
+  rmSync(at('build/api'), { recursive: true, force: true });
+  const tsc = spawnSync(
+    process.execPath,
+    ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.build.json', '--outDir', 'build/api', '--noEmitOnError'],
+    { cwd: root, encoding: 'utf8' },
+  );
+  if (tsc.status !== 0) throw new BuildError(`tsc -p tsconfig.build.json:\n${tsc.stdout}${tsc.stderr}`);
+  const vendored = await vendorPackages('build/api');
+  if (vendored.length > 0) writeFileSync(at('build/api/vendor/THIRD_PARTY_LICENSES.txt'), licencesOf(vendored));
+  // dist/ keeps the engine and the CLI; what the API part left there before goes.
+  mkdirSync(at('dist'), { recursive: true });
+  for (const name of readdirSync(at('dist'))) {
+    if (name !== 'cli' && !/\.wasm(\.tmp)?$/.test(name)) rmSync(at('dist', name), { recursive: true, force: true });
+  }
+  for (const name of readdirSync(at('build/api'))) renameSync(at('build/api', name), at('dist', name));
+}
+
+// --- The CLI -----------------------------------------------------------------------------------------------------
+
+/** The licence texts of `packages`, each under its name and version. */
+function licencesOf(packages: string[]): string {
+  const texts = packages.map((name) => {
+    const folder = at('node_modules', name);
+    const { version, license } = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'));
+    const file = readdirSync(folder).find((entry) => /^(licen[cs]e|copying)(\.|$)/i.test(entry));
+    if (file === undefined) throw new BuildError(`${name} is bundled but has no licence file`);
+    return `${name} ${version} (${license})\n\n${readFileSync(join(folder, file), 'utf8').trim()}\n`;
+  });
+  return texts.join(`\n${'-'.repeat(80)}\n\n`);
+}
+
+async function buildCli(): Promise<void> {
+  const { version } = JSON.parse(readFileSync(at('package.json'), 'utf8'));
+  const result = await esbuild.build({
+    absWorkingDir: root,
+    entryPoints: ['src/cli/main.ts'],
+    outfile: 'build/cli/main.js',
+    bundle: true,
+    platform: 'node',
+    target: 'node20',
+    format: 'esm',
+    metafile: true,
+    logLevel: 'error',
+    define: { 'process.env.EPTSIM_VERSION': JSON.stringify(version) },
+    // Libraries written as CommonJS call require() for Node's own modules.
+    banner: {
+      js: [
+        '#!/usr/bin/env node',
+        "import { createRequire as createRequireOfBundle } from 'node:module';",
+        'const require = createRequireOfBundle(import.meta.url);',
+      ].join('\n'),
+    },
+    plugins: [
+      {
+        // The CLI uses the public API only, and the package holds that once.
+        name: 'api-stays-outside',
+        setup(build) {
+          build.onResolve({ filter: /(^|\/)index\.[jt]s$/ }, ({ path, resolveDir }) => {
+            const target = relative(root, join(resolveDir, path)).replace(/\.[jt]s$/, '');
+            return target === join('src', 'index') ? { path: '../index.js', external: true } : undefined;
+          });
+        },
+      },
+    ],
+  });
+  const code = readFileSync(at('build/cli/main.js'), 'utf8').replace(/^(#!.*\n)(#!.*\n)/, '$1');
+  const packages = new Set<string>();
+  for (const input of Object.keys(result.metafile.inputs)) {
+    const match = /node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(input.slice(input.lastIndexOf('node_modules/')));
+    if (match) packages.add(match[1]!);
+  }
+  writeWhole('dist/cli/main.js', code);
+  writeWhole('dist/cli/THIRD_PARTY_LICENSES.txt', licencesOf([...packages].sort()));
+  spawnSync('chmod', ['+x', at('dist/cli/main.js')]);
+}
+
+// --- All of it ---------------------------------------------------------------------------------------------------
+
+async function buildPart(name: PartName, force: boolean): Promise<void> {
+  const { inputs, outputs, build } = parts[name];
+  const stampFile = at(`build/${name}.stamp`);
+  const stamp = hashOf(inputs);
+  const fresh = existsSync(stampFile) && readFileSync(stampFile, 'utf8') === stamp;
+  if (!force && fresh && outputs.every((file) => existsSync(at(file)))) return;
+  const start = performance.now();
+  rmSync(stampFile, { force: true });
+  await build();
+  writeFileSync(stampFile, stamp);
+  process.stderr.write(`built ${name} in ${((performance.now() - start) / 1000).toFixed(1)} s\n`);
+}
+
+const wanted = process.argv.slice(2).filter((argument) => argument !== '--force');
+const unknown = wanted.filter((name) => !(name in parts));
+if (unknown.length > 0) {
+  process.stderr.write(`build: no part named ${unknown.join(', ')}; there are ${Object.keys(parts).join(', ')}\n`);
+  process.exit(2);
+}
+try {
+  await withLock(async () => {
+    for (const name of Object.keys(parts) as PartName[]) {
+      if (name !== 'engine' && !existsSync(at('src/index.ts'))) continue;
+      if (name === 'cli' && !existsSync(at('src/cli/main.ts'))) continue;
+      if (wanted.length === 0 || wanted.includes(name)) await buildPart(name, process.argv.includes('--force'));
+    }
+  });
+} catch (error) {
+  if (!(error instanceof BuildError)) throw error;
+  process.stderr.write(`${error.message.trimEnd()}\n`);
+  process.exitCode = 1;
+}
