@@ -5,7 +5,17 @@
 
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import asc from 'assemblyscript/asc';
 import binaryen from 'binaryen';
@@ -238,7 +248,10 @@ async function vendorPackages(outDir: string): Promise<string[]> {
   for (const name of used) {
     await esbuild.build({
       absWorkingDir: root,
-      stdin: { contents: `export * from '${name}';`, resolveDir: root },
+      stdin: {
+        contents: `import * as all from '${name}';\nexport * from '${name}';\nexport default all.default;\n`,
+        resolveDir: root,
+      },
       outfile: `${outDir}/vendor/${name}.js`,
       bundle: true,
       platform: 'browser',
@@ -259,6 +272,11 @@ async function buildApi(): Promise<void> {
     { cwd: root, encoding: 'utf8' },
   );
   if (tsc.status !== 0) throw new BuildError(`tsc -p tsconfig.build.json:\n${tsc.stdout}${tsc.stderr}`);
+  // tsc writes './vm.js' for './vm.ts' into the JavaScript only.
+  for (const file of filesUnder('build/api').filter((name) => name.endsWith('.d.ts'))) {
+    const types = readFileSync(at(file), 'utf8');
+    writeFileSync(at(file), types.replaceAll(/((?:from|import)\s*\(?\s*['"]\.[^'"]*)\.ts(['"])/g, '$1.js$2'));
+  }
   const vendored = await vendorPackages('build/api');
   if (vendored.length > 0) writeFileSync(at('build/api/vendor/THIRD_PARTY_LICENSES.txt'), licencesOf(vendored));
   // dist/ keeps the engine and the CLI; what the API part left there before goes.
@@ -276,7 +294,7 @@ function licencesOf(packages: string[]): string {
   const texts = packages.map((name) => {
     const folder = at('node_modules', name);
     const { version, license } = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'));
-    const file = readdirSync(folder).find((entry) => /^(licen[cs]e|copying)(\.|$)/i.test(entry));
+    const file = readdirSync(folder).find((entry) => /^(licen[cs]e|copying)([.-]|$)/i.test(entry));
     if (file === undefined) throw new BuildError(`${name} is bundled but has no licence file`);
     return `${name} ${version} (${license})\n\n${readFileSync(join(folder, file), 'utf8').trim()}\n`;
   });
@@ -324,8 +342,8 @@ async function buildCli(): Promise<void> {
     if (match) packages.add(match[1]!);
   }
   writeWhole('dist/cli/main.js', code);
+  chmodSync(at('dist/cli/main.js'), 0o755);
   writeWhole('dist/cli/THIRD_PARTY_LICENSES.txt', licencesOf([...packages].sort()));
-  spawnSync('chmod', ['+x', at('dist/cli/main.js')]);
 }
 
 // --- All of it ---------------------------------------------------------------------------------------------------

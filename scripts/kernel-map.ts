@@ -1,0 +1,91 @@
+// Writes docs/kernel-map.md from the `Mirrors:` lines of assembly/: which file and function here is which of the kernel.
+// Usage: node scripts/run.mjs kernel-map [--check]
+
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+
+const path = 'docs/kernel-map.md';
+
+interface Mirror {
+  /** The function or class here; empty for a whole file. */
+  ours: string;
+  kernel: string;
+}
+
+/** The text of a comment block, without its marks, as one line for each paragraph. */
+function unwrap(lines: string[]): string[] {
+  const bare = lines.map((line) => line.replace(/^\s*(\/\*\*?|\*\/|\*|\/\/)\s?/, '').replace(/\s*\*\/\s*$/, ''));
+  const paragraphs: string[] = [];
+  let open = false;
+  for (const line of bare) {
+    const text = line.trim();
+    const startsAnew = text === '' || /^[A-Z][a-z]+( [a-z]+)?: /.test(text);
+    if (open && !startsAnew) paragraphs[paragraphs.length - 1] += ` ${text}`;
+    else if (text !== '') paragraphs.push(text);
+    open = text !== '';
+  }
+  return paragraphs;
+}
+
+/** The kernel's side of each `Mirrors:` paragraph, up to `Left out:`. */
+function mirrorsIn(paragraphs: string[]): string[] {
+  return paragraphs
+    .map((paragraph) => /^Mirrors: (.*?)(?:\.? Left out:.*)?$/.exec(paragraph)?.[1])
+    .filter((kernel) => kernel !== undefined)
+    .map((kernel) => kernel.replace(/\.$/, ''));
+}
+
+function mirrorsOf(source: string): Mirror[] {
+  const lines = source.split('\n');
+  const mirrors: Mirror[] = [];
+  const isComment = (line: string) => /^\s*(\/\/|\/\*|\*)/.test(line);
+  let start = 0;
+  while (start < lines.length) {
+    if (!isComment(lines[start]!)) {
+      start++;
+      continue;
+    }
+    let end = start;
+    while (end < lines.length && isComment(lines[end]!)) end++;
+    const declaration = /\b(?:function|class|enum|const)\s+(\w+)|^\s*(?:@\w+\s+)*(?:static\s+)?(\w+)\s*\(/.exec(
+      lines[end] ?? '',
+    );
+    const ours = start === 0 ? '' : (declaration?.[1] ?? declaration?.[2] ?? '');
+    for (const kernel of mirrorsIn(unwrap(lines.slice(start, end)))) mirrors.push({ ours, kernel });
+    start = end;
+  }
+  return mirrors;
+}
+
+function kernelMap(): string {
+  const files = readdirSync('assembly', { recursive: true, encoding: 'utf8' })
+    .filter((name) => name.endsWith('.ts'))
+    .map((name) => name.replaceAll('\\', '/'))
+    .sort();
+  const cell = (text: string) => text.replaceAll('|', '\\|').replaceAll('<', '&lt;');
+  const sections = files.flatMap((name) => {
+    const mirrors = mirrorsOf(readFileSync(`assembly/${name}`, 'utf8'));
+    if (mirrors.length === 0) return [];
+    const rows = mirrors.map(
+      ({ ours, kernel }) => `| ${ours === '' ? 'the whole file' : `\`${ours}\``} | ${cell(kernel)} |`,
+    );
+    return [`## [assembly/${name}](../assembly/${name})\n\n| here | in Linux |\n| --- | --- |\n${rows.join('\n')}\n`];
+  });
+  return [
+    '# Kernel map\n',
+    'Which file and function of `assembly/` models which of Linux. Written by `npm run kernel-map` from the',
+    '`Mirrors:` lines of the sources; change those, not this file.\n',
+    ...sections,
+  ].join('\n');
+}
+
+const text = kernelMap();
+if (process.argv.includes('--check')) {
+  if (!existsSync(path) || readFileSync(path, 'utf8') !== text) {
+    process.stderr.write(`${path} is stale: run npm run kernel-map\n`);
+    process.exitCode = 1;
+  }
+} else {
+  mkdirSync('docs', { recursive: true });
+  writeFileSync(path, text);
+  process.stderr.write(`wrote ${path}\n`);
+}
