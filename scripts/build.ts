@@ -1,4 +1,4 @@
-// Builds dist/: the engine (asc, then Binaryen's asyncify), the API (tsc) and the CLI (esbuild).
+// Builds dist/: the engine (asc, then Binaryen's asyncify), the scenarios, the API (tsc) and the CLI (esbuild).
 // Usage: node scripts/run.mjs build [engine] [--force]
 //
 // Each part is skipped when no file it reads has changed since it was last built.
@@ -20,6 +20,7 @@ import { dirname, join, relative } from 'node:path';
 import asc from 'assemblyscript/asc';
 import binaryen from 'binaryen';
 import * as esbuild from 'esbuild';
+import { parse as parseYaml } from 'yaml';
 
 const root = process.cwd();
 const at = (...parts: string[]) => join(root, ...parts);
@@ -54,6 +55,11 @@ const parts = {
     inputs: [...always, 'asconfig.json', 'assembly'],
     outputs: ['dist/eptsim.wasm', 'dist/eptsim.debug.wasm'],
     build: buildEngine,
+  },
+  scenarios: {
+    inputs: [...always, 'scenarios'],
+    outputs: ['src/scenario/built-in.ts'],
+    build: buildScenarios,
   },
   api: {
     inputs: [...always, 'tsconfig.json', 'tsconfig.build.json', 'src'],
@@ -223,6 +229,25 @@ async function buildEngine(): Promise<void> {
   }
 }
 
+// --- The scenarios -----------------------------------------------------------------------------------------------
+
+/** The files of scenarios/ as a module: src/ reads no YAML, so that the API needs no library and no file system. */
+async function buildScenarios(): Promise<void> {
+  const entries = filesUnder('scenarios').map((file) => {
+    const scenario = parseYaml(readFileSync(at(file), 'utf8'));
+    const name = /([^/]+)\.(yaml|json)$/.exec(file)?.[1];
+    if (name === undefined) throw new BuildError(`${file}: a scenario is a .yaml or .json file`);
+    if (scenario?.name !== name) throw new BuildError(`${file}: the scenario must have the file's name, '${name}'`);
+    return [name, scenario];
+  });
+  const code = [
+    '// Built from scenarios/ by scripts/build.ts; change the files there.',
+    "import type { Scenario } from '../scenario.ts';",
+    `export const scenarios: Record<string, Scenario> = ${JSON.stringify(Object.fromEntries(entries), undefined, 2)};`,
+  ];
+  writeWhole('src/scenario/built-in.ts', `${code.join('\n')}\n`);
+}
+
 // --- The API -----------------------------------------------------------------------------------------------------
 
 /** The modules that a JavaScript file imports by package name, such as `yaml`. */
@@ -370,7 +395,7 @@ if (unknown.length > 0) {
 try {
   await withLock(async () => {
     for (const name of Object.keys(parts) as PartName[]) {
-      if (name !== 'engine' && !existsSync(at('src/index.ts'))) continue;
+      if (['api', 'cli'].includes(name) && !existsSync(at('src/index.ts'))) continue;
       if (name === 'cli' && !existsSync(at('src/cli/main.ts'))) continue;
       if (wanted.length === 0 || wanted.includes(name)) await buildPart(name, process.argv.includes('--force'));
     }

@@ -1,0 +1,221 @@
+// The steps a scenario can take: one row for each method of the API, with the fields it takes and how it is called.
+//
+// The table is the one place that knows both spellings: the scenario's (a mapping of fields) and the API's. The checker
+// reads it to judge a file, the runner to call, docs/scenario-format.md is compared with it by a test.
+// Left out: snapshot(), restore(), steps() and the inspecting methods; a program calls those itself.
+
+import type { GuestMemfd } from '../guest-memfd.ts';
+import type { HostMemory } from '../host-memory.ts';
+import type { Vcpu } from '../vcpu.ts';
+import type { Vm } from '../vm.ts';
+import { type Field, flag, number, optional, u64, word } from './fields.ts';
+
+export type Handle = 'vm' | 'vcpu' | 'host' | 'guestMemfd';
+
+/** What a step acts on: the VM, and the handles the step named. */
+export interface Handles {
+  vm: Vm;
+  vcpu: Vcpu;
+  host: HostMemory;
+  guestMemfd: GuestMemfd;
+}
+
+/** The evaluated fields of one step. */
+export type Arguments = Record<string, unknown>;
+
+export interface Method {
+  handle: Handle;
+  fields: Record<string, Field>;
+  /** What `as` gives a name to. */
+  names?: 'guestMemfd' | 'fault';
+  /** What `returns` is compared with; a method without it returns nothing. */
+  returns?: Field;
+  call(handles: Handles, args: Arguments): unknown;
+}
+
+export const HOST_KINDS = ['anon4k', 'thp', 'hugetlb2m', 'hugetlb1g', 'shmem'] as const;
+
+const ADVICES = [
+  'DONTNEED',
+  'FREE',
+  'COLD',
+  'PAGEOUT',
+  'REMOVE',
+  'HUGEPAGE',
+  'NOHUGEPAGE',
+  'COLLAPSE',
+  'POPULATE_WRITE',
+  'POPULATE_READ',
+];
+
+const RANGE: Record<string, Field> = {
+  slot: number,
+  asId: optional(number),
+  start: number,
+  end: number,
+  attributes: optional(number),
+  writable: optional(flag),
+  mayBlock: optional(flag),
+  onlyPrivate: optional(flag),
+  onlyShared: optional(flag),
+  attrFilter: optional(number),
+};
+
+const AREA: Record<string, Field> = { hva: u64, length: u64 };
+const BYTES: Record<string, Field> = { offset: u64, length: u64 };
+
+const ACCESS: Record<string, Field> = {
+  gpa: u64,
+  kind: word('read', 'write', 'exec'),
+  private: optional(flag),
+};
+
+// biome-ignore lint/suspicious/noExplicitAny: the fields were checked against the row; the API checks the values.
+type Checked = any;
+
+/** How an access can end, and what becomes of a fault. */
+const REASONS = word('done', 'mmio', 'memory_fault', 'error', 'ept_misconfig');
+const RESULTS = word('fixed', 'spurious', 'retry', 'emulate', 'memory_fault', 'error', 'frozen');
+
+function gfnRange(args: Checked): Checked {
+  const { attributes, writable, ...range } = args;
+  const arg = { ...(attributes !== undefined && { attributes }), ...(writable !== undefined && { pte: { writable } }) };
+  return Object.keys(arg).length > 0 ? { ...range, arg } : range;
+}
+
+const onVm = (fields: Record<string, Field>, call: (vm: Vm, args: Checked) => unknown, returns?: Field): Method => ({
+  handle: 'vm',
+  fields,
+  ...(returns && { returns }),
+  call: ({ vm }, args) => call(vm, args),
+});
+
+const onVcpu = (
+  fields: Record<string, Field>,
+  call: (vcpu: Vcpu, args: Checked) => unknown,
+  returns?: Field,
+): Method => ({
+  handle: 'vcpu',
+  fields: { vcpu: optional(number), ...fields },
+  ...(returns && { returns }),
+  call: ({ vcpu }, args) => call(vcpu, args),
+});
+
+const onHost = (
+  fields: Record<string, Field>,
+  call: (host: HostMemory, args: Checked) => unknown,
+  returns?: Field,
+): Method => ({
+  handle: 'host',
+  fields,
+  ...(returns && { returns }),
+  call: ({ host }, args) => call(host, args),
+});
+
+const onGuestMemfd = (
+  fields: Record<string, Field>,
+  call: (fd: GuestMemfd, args: Checked) => unknown,
+  returns?: Field,
+): Method => ({
+  handle: 'guestMemfd',
+  fields: { guestMemfd: { kind: 'guestMemfd' }, ...fields },
+  ...(returns && { returns }),
+  call: ({ guestMemfd }, args) => call(guestMemfd, args),
+});
+
+const REGION: Record<string, Field> = {
+  slot: number,
+  flags: optional(number),
+  guestPhysAddr: u64,
+  memorySize: u64,
+  userspaceAddr: u64,
+};
+
+/** Pre-faults in as many calls as it takes: like the ioctl, the method may stop early and say what is left. */
+function preFaultAll(vcpu: Vcpu, args: Checked): unknown {
+  let rest = args;
+  for (;;) {
+    const left = vcpu.preFaultMemory(rest);
+    if (BigInt(left.size) === 0n || BigInt(left.size) >= BigInt(rest.size)) return left;
+    rest = { ...args, gpa: left.gpa, size: left.size };
+  }
+}
+
+/** The methods, by the name a step has. */
+export const METHODS: Readonly<Record<string, Method>> = {
+  setUserMemoryRegion: onVm(REGION, (vm, args) => vm.setUserMemoryRegion(args)),
+  setUserMemoryRegion2: onVm(
+    { ...REGION, guestMemfd: optional({ kind: 'guestMemfd' }), guestMemfdOffset: optional(u64) },
+    (vm, args) => vm.setUserMemoryRegion2({ ...args, ...(args.guestMemfd && { guestMemfd: args.guestMemfd.fd }) }),
+  ),
+  setMemoryAttributes: onVm({ address: u64, size: u64, attributes: u64, flags: optional(u64) }, (vm, args) =>
+    vm.setMemoryAttributes(args),
+  ),
+  createGuestMemfd: {
+    ...onVm({ size: u64, flags: optional(u64) }, (vm, args) => vm.createGuestMemfd(args)),
+    names: 'guestMemfd',
+  },
+  enableCap: onVm({ cap: number, flags: optional(u64), args: optional({ kind: 'list' }) }, (vm, args) =>
+    vm.enableCap(args),
+  ),
+  getDirtyLog: onVm(
+    { slot: number },
+    (vm, args) => vm.getDirtyLog(args).reduce((pages, run) => pages + run.count, 0),
+    number,
+  ),
+  clearDirtyLog: onVm({ slot: number, firstPage: u64, numPages: u64, bitmap: optional(u64) }, (vm, args) =>
+    vm.clearDirtyLog({ ...args, bitmap: args.bitmap === undefined ? 2n ** 64n - 1n : BigInt(args.bitmap) }),
+  ),
+  writeParameter: onVm({ name: word('nx_huge_pages', 'eager_page_split'), value: flag }, (vm, args) =>
+    vm.writeParameter(args.name, args.value),
+  ),
+  recoverNxHugePages: onVm({}, (vm) => vm.recoverNxHugePages()),
+  destroy: onVm({}, (vm) => vm.destroy()),
+
+  unmapGfnRange: onVm(RANGE, (vm, args) => vm.unmapGfnRange(gfnRange(args)), flag),
+  ageGfn: onVm(RANGE, (vm, args) => vm.ageGfn(gfnRange(args)), flag),
+  testAgeGfn: onVm(RANGE, (vm, args) => vm.testAgeGfn(gfnRange(args)), flag),
+  setSpteGfn: onVm(RANGE, (vm, args) => vm.setSpteGfn(gfnRange(args)), flag),
+  zapGfnRange: onVm({ startGfn: number, endGfn: number }, (vm, args) => vm.zapGfnRange(args.startGfn, args.endGfn)),
+  yieldAt: onVm({ gfn: number }, (vm, args) => vm.yieldAt(args.gfn)),
+
+  fallocate: onGuestMemfd({ mode: number, ...BYTES }, (fd, { guestMemfd: _, ...args }) => fd.fallocate(args)),
+  punchHole: onGuestMemfd(BYTES, (fd, { offset, length }) => fd.punchHole(offset, length)),
+  allocate: onGuestMemfd(BYTES, (fd, { offset, length }) => fd.allocate(offset, length)),
+  memoryError: onGuestMemfd({ pageIndex: number }, (fd, { pageIndex }) => fd.memoryError(pageIndex)),
+  close: onGuestMemfd({}, (fd) => fd.close()),
+
+  run: onVcpu({}, (vcpu) => vcpu.run()),
+  access: onVcpu({ ...ACCESS, size: optional(u64) }, (vcpu, args) => vcpu.access(args), REASONS),
+  preFaultMemory: onVcpu({ gpa: u64, size: u64, flags: optional(u64) }, preFaultAll, u64),
+  accept: onVcpu({ gpa: u64, size: u64 }, (vcpu, args) => vcpu.accept(args), number),
+  beginFault: { ...onVcpu(ACCESS, (vcpu, args) => vcpu.beginFault(args)), names: 'fault' },
+  finishFault: onVcpu({ fault: { kind: 'fault' } }, (vcpu, { fault }) => vcpu.finishFault(fault), RESULTS),
+  enterSmm: onVcpu({}, (vcpu) => vcpu.enterSmm()),
+  leaveSmm: onVcpu({}, (vcpu) => vcpu.leaveSmm()),
+
+  mmap: onHost({ kind: word(...HOST_KINDS), ...AREA, prot: optional(number) }, (host, args) => host.mmap(args)),
+  munmap: onHost(AREA, (host, args) => host.munmap(args)),
+  mprotect: onHost({ ...AREA, prot: number }, (host, args) => host.mprotect(args)),
+  madvise: onHost({ ...AREA, advice: word(...ADVICES) }, (host, args) => host.madvise(args)),
+  mremap: onHost({ old: u64, length: u64, new: u64 }, (host, args) => host.mremap(args)),
+  'host.access': onHost({ ...AREA, write: flag, step: optional(u64) }, (host, args) => host.access(args)),
+  migrate: onHost(AREA, (host, args) => host.migrate(args)),
+  changePte: onHost({ hva: u64, writable: flag }, (host, args) => host.changePte(args)),
+  pageIdleSet: onHost({ hva: u64, pages: number }, (host, args) => host.pageIdleSet(args), number),
+  age: onHost(AREA, (host, args) => host.age(args)),
+  testAge: onHost({ hva: u64 }, (host, args) => host.testAge(args), flag),
+  clearRefs: onHost({ kind: number }, (host, { kind }) => host.clearRefs(kind)),
+  khugepaged: onHost(AREA, (host, args) => host.khugepaged(args)),
+  ksm: onHost(AREA, (host, args) => host.ksm(args)),
+  invalidateRangeStart: onHost({ ...AREA, blockable: optional(flag) }, (host, args) => host.invalidateRangeStart(args)),
+  invalidateRangeEnd: onHost(AREA, (host, args) => host.invalidateRangeEnd(args)),
+};
+
+/** A step's method by its bare name, or with the handle before it: `madvise` and `host.madvise` are one. */
+export function methodNamed(name: string): Method | undefined {
+  if (Object.hasOwn(METHODS, name)) return METHODS[name];
+  const [handle, bare, ...more] = name.split('.');
+  if (bare === undefined || more.length > 0 || !Object.hasOwn(METHODS, bare)) return undefined;
+  return METHODS[bare].handle === handle ? METHODS[bare] : undefined;
+}
