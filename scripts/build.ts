@@ -250,43 +250,13 @@ async function buildScenarios(): Promise<void> {
 
 // --- The API -----------------------------------------------------------------------------------------------------
 
-/** The modules that a JavaScript file imports by package name, such as `yaml`. */
-function packagesImportedBy(code: string): string[] {
-  const specifiers = [...code.matchAll(/(?:\bfrom|^import)\s*['"]([^'"]+)['"]/gm)].map((match) => match[1]!);
-  return specifiers.filter((specifier) => !/^(\.|node:)/.test(specifier));
-}
-
-/** A package has no dependencies: what src/ imports from npm is bundled into dist/vendor/, one file for each. */
-async function vendorPackages(outDir: string): Promise<string[]> {
-  const used = new Set<string>();
-  for (const file of filesUnder(outDir).filter((name) => name.endsWith('.js'))) {
-    const code = readFileSync(at(file), 'utf8');
-    let changed = code;
-    for (const name of packagesImportedBy(code)) {
-      used.add(name);
-      const target = relative(dirname(file), `${outDir}/vendor/${name}.js`);
-      const path = target.startsWith('.') ? target : `./${target}`;
-      changed = changed.replaceAll(new RegExp(`(from\\s*|^import\\s*)['"]${name}['"]`, 'gm'), `$1'${path}'`);
-    }
-    if (changed !== code) writeFileSync(at(file), changed);
+/** The package has no dependencies, and a browser resolves no package names. */
+function checkImportsNoPackage(file: string): void {
+  const code = readFileSync(at(file), 'utf8');
+  for (const [, specifier] of code.matchAll(/(?:\bfrom|\bimport\s*\(|^import)\s*['"]([^'"]+)['"]/gm)) {
+    if (!/^(\.|node:)/.test(specifier!))
+      throw new BuildError(`${file} imports '${specifier}'; only src/cli may use packages`);
   }
-  for (const name of used) {
-    await esbuild.build({
-      absWorkingDir: root,
-      stdin: {
-        contents: `import * as all from '${name}';\nexport * from '${name}';\nexport default all.default;\n`,
-        resolveDir: root,
-      },
-      outfile: `${outDir}/vendor/${name}.js`,
-      bundle: true,
-      platform: 'browser',
-      target: 'es2022',
-      format: 'esm',
-      legalComments: 'inline',
-      logLevel: 'error',
-    });
-  }
-  return [...used].sort();
 }
 
 async function buildApi(): Promise<void> {
@@ -302,8 +272,7 @@ async function buildApi(): Promise<void> {
     const types = readFileSync(at(file), 'utf8');
     writeFileSync(at(file), types.replaceAll(/((?:from|import)\s*\(?\s*['"]\.[^'"]*)\.ts(['"])/g, '$1.js$2'));
   }
-  const vendored = await vendorPackages('build/api');
-  if (vendored.length > 0) writeFileSync(at('build/api/vendor/THIRD_PARTY_LICENSES.txt'), licencesOf(vendored));
+  for (const file of filesUnder('build/api').filter((name) => name.endsWith('.js'))) checkImportsNoPackage(file);
   // dist/ keeps the engine and the CLI; what the API part left there before goes.
   mkdirSync(at('dist'), { recursive: true });
   for (const name of readdirSync(at('dist'))) {

@@ -1,4 +1,5 @@
-// Builds the engine and the scenarios before the tests, where they are older than their sources. EPTSIM_NO_BUILD=1 tests what dist/ holds.
+// Builds the engine and the scenarios before the tests, where they are older than their sources.
+// EPTSIM_NO_BUILD=1 tests what dist/ holds.
 
 import { spawnSync } from 'node:child_process';
 
