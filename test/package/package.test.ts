@@ -115,6 +115,18 @@ describe('in Node', () => {
     expect(JSON.parse(run(process.execPath, [program], installed.folder))).toEqual([1, 1, 1, 1, 1]);
   });
 
+  test("the README's examples run and print what their comments say", () => {
+    const readme = readFileSync('README.md', 'utf8');
+    const examples = [...readme.matchAll(/^```js\n([\s\S]*?)^```/gm)].map((match) => match[1]!);
+    expect(examples.length).toBeGreaterThan(0);
+    for (const [index, example] of examples.entries()) {
+      const program = join(installed.folder, `readme-${index}.js`);
+      writeFileSync(program, example);
+      const printed = [...example.matchAll(/console\.log\(.*\);? \/\/ (.*)$/gm)].map((match) => `${match[1]}\n`);
+      expect(run(process.execPath, [program], installed.folder)).toBe(printed.join(''));
+    }
+  });
+
   test('the start scenario runs through the API', () => {
     const program = join(installed.folder, 'start-in-node.js');
     writeFileSync(program, `${startProgram('eptsim')}\nconsole.log(JSON.stringify(await start()));\n`);
