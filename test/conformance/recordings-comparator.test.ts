@@ -81,8 +81,9 @@ function* eventCorruptions(events: readonly RawEvent[]): Generator<Corruption> {
     const isRequest = name === 'req';
     if (!EVENT_KINDS.has(name) || (isRequest && fields[0] !== 768 && fields[0] !== 807)) return;
     yield [`${what} ${name}.pos`, rebuild([pos + 1, name, ...fields])];
-    yield [`${what} ${name}.name`, rebuild([pos, 'zap_all', ...fields])];
+    yield [`${what} ${name}.name`, rebuild([pos, 'nothing', ...fields])];
     for (const [j, [property]] of EVENT_FIELDS[name].entries()) {
+      if (property === undefined) continue;
       yield [`${what} ${name}.${property}`, rebuild([pos, name, ...fields.with(j, next(fields[j]))])];
     }
   }
@@ -104,7 +105,7 @@ function* eventCorruptions(events: readonly RawEvent[]): Generator<Corruption> {
       );
       if (!EVENT_KINDS.has(repeated[1])) continue;
       for (const j of repeated.keys()) {
-        if (j === 1) continue;
+        if (j === 1 || (j > 1 && EVENT_FIELDS[repeated[1]][j - 2]?.[0] === undefined)) continue;
         const stepsOf = steps.with(m, steps[m].with(j, steps[m][j] + 4096));
         yield [`events[${k}][${m}] step ${j}`, set(k, [pos, 'rep', count, inner, stepsOf])];
       }
@@ -151,6 +152,16 @@ function* corruptions(operation: RecordedOperation): Generator<Corruption> {
     }
   }
   if (operation.h !== undefined) yield ['h', (o) => (o.h = operation.h === '00000000' ? '00000001' : '00000000')];
+  for (const [k, run] of (operation.state ?? []).entries()) {
+    const state = operation.state!;
+    yield [`state[${k}] left out`, (o) => (o.state = state.toSpliced(k, 1))];
+    yield [`state[${k}].gfn`, (o) => (o.state = state.with(k, run.with(2, run[2] + 1) as never))];
+    yield [`state[${k}].count`, (o) => (o.state = state.with(k, run.with(3, run[3] + 1) as never))];
+    for (const bit of [1n, 5n, 6n, 9n, 10n, 63n]) {
+      const flags = flipped(run[4], bit);
+      yield [`state[${k}].flags bit ${bit}`, (o) => (o.state = state.with(k, run.with(4, flags) as never))];
+    }
+  }
   yield* changeCorruptions(operation.changes);
   yield* eventCorruptions(operation.events);
 }
@@ -182,7 +193,7 @@ describe('the comparison of a recording', () => {
         const outcome = player.perform(operation);
         for (const [what, change] of corruptions(operation)) {
           // While a second vCPU runs, A and D of old values are the hardware's to change at any time.
-          if (player.secondVcpuRuns && /\.old bit [56]$/.test(what)) continue;
+          if (player.secondVcpuRuns && /\.(old|flags) bit [56]$/.test(what)) continue;
           const corrupted = { ...operation };
           change(corrupted);
           made++;

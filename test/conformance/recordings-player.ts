@@ -74,7 +74,7 @@ function traceOf(operation: RecordedOperation): TracedEvent[] {
     advance(event.pos);
     const properties: Record<string, FieldValue | string> = { name: event.name };
     EVENT_FIELDS[event.name].forEach(([property], k) => {
-      properties[property] = event.fields[k];
+      if (property !== undefined) properties[property] = event.fields[k];
     });
     trace.push(properties as unknown as TracedEvent);
   }
@@ -83,8 +83,7 @@ function traceOf(operation: RecordedOperation): TracedEvent[] {
 }
 
 function leafsOf(operation: RecordedOperation): TracedLeafs[] {
-  const state = operation.args.state as unknown as [number, number, number, number, string][];
-  return state.map(([asId, level, gfn, count, flags]) => ({
+  return (operation.state ?? []).map(([asId, level, gfn, count, flags]) => ({
     asId,
     level,
     gfn,
@@ -96,7 +95,7 @@ function leafsOf(operation: RecordedOperation): TracedLeafs[] {
 /** Keeps only what can be played: the crc and the leaf counts go where no `state` was recorded. */
 export function playable(recording: Recording): Recording {
   const operations = recording.operations.map((operation) =>
-    operation.args.state === undefined ? { ...operation, leafs: undefined, h: undefined } : operation,
+    operation.state === undefined ? { ...operation, leafs: undefined, h: undefined } : operation,
   );
   return { ...recording, operations };
 }

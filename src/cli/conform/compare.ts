@@ -20,6 +20,7 @@ import {
   HOST_WRITABLE,
   LEAF,
   MMU_WRITABLE,
+  meaningOfSpte,
   mmioMeaning,
   NONPRESENT,
   normalise,
@@ -95,62 +96,73 @@ export interface Difference {
   readonly place?: { readonly asId: number; readonly gfn: number };
 }
 
-/** Events that are compared: their fields in the order of the recordings, with the name each has in a trace. */
-export const EVENT_FIELDS: Readonly<Record<string, readonly (readonly [property: string, kind: FieldKind])[]>> = {
-  kvm_unmap_hva_range: [
-    ['start', 'hex'],
-    ['end', 'hex'],
-  ],
-  kvm_age_hva: [
-    ['start', 'hex'],
-    ['end', 'hex'],
-  ],
-  kvm_test_age_hva: [
-    ['start', 'hex'],
-    ['end', 'hex'],
-  ],
-  unmap_gfn_range: gfnRangeFields(),
-  unmap_gfn_range_ret: [['ret', 'whole']],
-  age_gfn: gfnRangeFields(),
-  age_gfn_ret: [['ret', 'whole']],
-  test_age_gfn: gfnRangeFields(),
-  test_age_gfn_ret: [['ret', 'whole']],
-  pre_attr: attributeFields(),
-  post_attr: attributeFields(),
-  inv_begin: [
-    ['inProgress', 'whole'],
-    ['seq', 'whole'],
-  ],
-  inv_add: [
-    ['start', 'whole'],
-    ['end', 'whole'],
-  ],
-  inv_end: [
-    ['seq', 'whole'],
-    ['inProgress', 'whole'],
-    ['start', 'whole'],
-    ['end', 'whole'],
-  ],
+/** A field of an event: the property that holds it in a trace, or none if it is not compared, and how it is written. */
+type EventField = readonly [property: string | undefined, kind: FieldKind];
+
+function whole(...properties: (string | undefined)[]): EventField[] {
+  return properties.map((property) => [property, 'whole']);
+}
+
+const HVA_RANGE: readonly EventField[] = [
+  ['start', 'hex'],
+  ['end', 'hex'],
+];
+const GFN_RANGE = whole('slot', 'asId', 'start', 'end', 'arg', 'attrFilter', 'mayBlock');
+const ATTRIBUTE_RANGE = whole('slot', 'asId', 'start', 'end', 'arg', 'mayBlock');
+
+/** Events that are compared, with their fields in the order of the recordings. */
+export const EVENT_FIELDS: Readonly<Record<string, readonly EventField[]>> = {
+  kvm_unmap_hva_range: HVA_RANGE,
+  kvm_age_hva: HVA_RANGE,
+  kvm_test_age_hva: HVA_RANGE,
+  unmap_gfn_range: GFN_RANGE,
+  unmap_gfn_range_ret: whole('ret'),
+  age_gfn: GFN_RANGE,
+  age_gfn_ret: whole('ret'),
+  test_age_gfn: GFN_RANGE,
+  test_age_gfn_ret: whole('ret'),
+  pre_attr: ATTRIBUTE_RANGE,
+  post_attr: ATTRIBUTE_RANGE,
+  inv_begin: whole('inProgress', 'seq'),
+  inv_add: whole('start', 'end'),
+  inv_end: whole('seq', 'inProgress', 'start', 'end'),
   flush: [],
-  flush_range: [
+  flush_range: whole('gfn', 'npages'),
+  req: whole('nr'),
+  // Beyond what makes two runs equal: the calls between, which tell sooner and closer where two go apart.
+  zap_leafs: whole('start', 'end', 'canYield', 'flush'),
+  zap_leafs_ret: whole('ret'),
+  zap_root: whole('shared', 'level'),
+  zap_all: [],
+  inv_roots: [],
+  zap_inv_roots: [],
+  zap_all_fast: whole(undefined, undefined),
+  split_huge: whole('slot', 'start', 'end', 'target', 'shared'),
+  split_huge_page: [
     ['gfn', 'whole'],
-    ['npages', 'whole'],
+    [undefined, 'hex'],
+    ['level', 'whole'],
+    [undefined, 'whole'],
   ],
-  req: [['nr', 'whole']],
+  wrprot_slot: whole('slot', 'level'),
+  clear_dirty_mask: whole('slot', 'gfn', 'mask', undefined),
+  write_protect_gfn: whole('gfn', 'level'),
+  zap_collapsible: whole('slot'),
+  set_memslot: whole('change'),
+  swap_memslots: whole('asId'),
+  flush_shadow_memslot: whole('slot', 'gfn', 'npages'),
+  commit_region: whole('change'),
+  mmio_gen: whole('generation'),
+  gmem_inval_begin: whole('start', 'end'),
+  flush_shadow_all: [],
+  reclaimed: [],
+  mark_mmio_spte: whole('gfn', undefined, undefined),
 };
 
 /** KVM_REQ_TLB_FLUSH and KVM_REQ_MMU_FREE_OBSOLETE_ROOTS; other requests are no flushes and depend on the vCPU's start. */
 const COMPARED_REQUESTS: ReadonlySet<number> = new Set([768, 807]);
 
 const HVA_EVENTS: ReadonlySet<string> = new Set(['kvm_unmap_hva_range', 'kvm_age_hva', 'kvm_test_age_hva']);
-
-function gfnRangeFields(): [string, FieldKind][] {
-  return ['slot', 'asId', 'start', 'end', 'arg', 'attrFilter', 'mayBlock'].map((name) => [name, 'whole']);
-}
-
-function attributeFields(): [string, FieldKind][] {
-  return ['slot', 'asId', 'start', 'end', 'arg', 'mayBlock'].map((name) => [name, 'whole']);
-}
 
 /** The compared events with the kinds of their fields, for plainEvents(). */
 export const EVENT_KINDS: ReadonlyMap<string, readonly FieldKind[]> = new Map(
@@ -374,7 +386,11 @@ function* tracedEvents(trace: readonly TracedEvent[], actor: Actor): Generator<P
     const specification = Object.hasOwn(EVENT_FIELDS, event.name) ? EVENT_FIELDS[event.name] : undefined;
     if (specification === undefined) continue;
     const properties = event as unknown as Record<string, unknown>;
-    yield { pos, name: event.name, fields: specification.map(([property]) => toFieldValue(properties[property])) };
+    yield {
+      pos,
+      name: event.name,
+      fields: specification.map(([property]) => (property === undefined ? 0 : toFieldValue(properties[property]))),
+    };
   }
 }
 
@@ -399,9 +415,9 @@ function nextCompared(events: Iterator<PlainEvent>, surroundings: Surroundings):
 function describeEvent(event: PlainEvent | undefined): string {
   if (event === undefined) return 'no event';
   const names = EVENT_FIELDS[event.name];
-  const fields = event.fields.map((value, k) => {
+  const fields = event.fields.flatMap((value, k) => {
     const [property, kind] = names[k] ?? [`field ${k}`, 'whole'];
-    return `${property} ${kind === 'hex' ? value.toString(16) : value}`;
+    return property === undefined ? [] : [`${property} ${kind === 'hex' ? value.toString(16) : value}`];
   });
   return `after ${event.pos} changes ${event.name}${fields.length === 0 ? '' : ` { ${fields.join(', ')} }`}`;
 }
@@ -421,7 +437,9 @@ function compareEvents(
     else if (want.pos !== got.pos) what = '.pos';
     else {
       const names = EVENT_FIELDS[want.name];
-      const k = names.findIndex((_, index) => want.fields[index] !== got.fields[index]);
+      const k = names.findIndex(
+        ([property], index) => property !== undefined && want.fields[index] !== got.fields[index],
+      );
       if (k >= 0) what = `.${want.name}.${names[k][0]}`;
       else if (want.fields.length !== names.length) what = `.${want.name}`;
     }
@@ -493,9 +511,9 @@ export function canonicalCrc(leafs: readonly TracedLeafs[]): string {
   return crc32(canonicalText(leafs)).toString(16).padStart(8, '0');
 }
 
-function compareState(operation: RecordedOperation, outcome: Outcome, differences: Difference[]): void {
+function compareState(operation: RecordedOperation, outcome: Outcome, mask: number, differences: Difference[]): void {
   if (operation.tables !== undefined) pushUnequal(differences, 'tables', operation.tables, outcome.tables());
-  if (operation.leafs === undefined && operation.h === undefined) return;
+  if (operation.leafs === undefined && operation.h === undefined && operation.state === undefined) return;
   const leafs = outcome.leafs();
   if (operation.leafs !== undefined) {
     const counts = [0, 0, 0];
@@ -505,6 +523,64 @@ function compareState(operation: RecordedOperation, outcome: Outcome, difference
     }
   }
   if (operation.h !== undefined) pushUnequal(differences, 'h', operation.h, canonicalCrc(leafs));
+  if (operation.state !== undefined) {
+    const recorded = operation.state.map(([asId, level, gfn, count, flags]) => ({
+      asId,
+      level,
+      gfn,
+      count,
+      meaning: meaningOfSpte(flags, level),
+    }));
+    const difference = compareLeafs(recorded, leafs, mask);
+    if (difference !== undefined) differences.push(difference);
+  }
+}
+
+/** The first place where two ascending lists of leafs differ. */
+function compareLeafs(
+  expected: readonly TracedLeafs[],
+  actual: readonly TracedLeafs[],
+  mask: number,
+): Difference | undefined {
+  let expectedTaken = 0;
+  let actualTaken = 0;
+  for (let e = 0, a = 0; e < expected.length || a < actual.length; ) {
+    const want = expected[e];
+    const got = actual[a];
+    const gfnOf = (run: TracedLeafs, taken: number) => run.gfn + taken * 512 ** (run.level - 1);
+    const isSame =
+      want !== undefined &&
+      got !== undefined &&
+      want.asId === got.asId &&
+      want.level === got.level &&
+      gfnOf(want, expectedTaken) === gfnOf(got, actualTaken) &&
+      ((want.meaning ^ got.meaning) & mask) === 0;
+    if (!isSame) {
+      const describe = (run: TracedLeafs | undefined, taken: number) =>
+        run === undefined
+          ? 'no leaf'
+          : `as ${run.asId} gfn ${gfnOf(run, taken)} level ${run.level}: ${describeMeaning(run.meaning)}`;
+      const place = want === undefined ? gfnOf(got, actualTaken) : gfnOf(want, expectedTaken);
+      return {
+        field: 'state',
+        expected: describe(want, expectedTaken),
+        actual: describe(got, actualTaken),
+        place: { asId: (want ?? got).asId, gfn: place },
+      };
+    }
+    const same = Math.min(want.count - expectedTaken, got.count - actualTaken);
+    expectedTaken += same;
+    actualTaken += same;
+    if (expectedTaken === want.count) {
+      expectedTaken = 0;
+      e++;
+    }
+    if (actualTaken === got.count) {
+      actualTaken = 0;
+      a++;
+    }
+  }
+  return undefined;
 }
 
 function pushUnequal(
@@ -572,6 +648,6 @@ export function compareOperation(
       }
     }
   }
-  compareState(operation, outcome, differences);
+  compareState(operation, outcome, oldMask, differences);
   return differences;
 }

@@ -3,12 +3,16 @@
 import type { Difference } from './compare.ts';
 import { HostInputs } from './host-inputs.ts';
 import { readFile, type VectorFile } from './reader.ts';
-import { Replay } from './replay.ts';
+import { type EngineOptions, Replay } from './replay.ts';
 import { type ConformResult, emptyResult, type RunOptions, runRecording } from './run.ts';
 import { VectorCheck } from './vectors.ts';
 
-function runVectors(file: VectorFile, inputs: HostInputs, result: ConformResult, options: RunOptions): boolean {
-  const check = new VectorCheck(file.vectors, inputs);
+export interface ConformRunOptions extends RunOptions {
+  readonly engine?: EngineOptions;
+}
+
+function runVectors(file: VectorFile, inputs: HostInputs, result: ConformResult, options: ConformRunOptions): boolean {
+  const check = new VectorCheck(file.vectors, inputs, options.engine);
   for (const vector of file.vectors) {
     result.operations++;
     for (const [, , count] of vector.changed) result.changes += count;
@@ -42,7 +46,7 @@ function runVectors(file: VectorFile, inputs: HostInputs, result: ConformResult,
  * Replays the files in order.
  * @throws {InputError} if one of them is no recording and no file of vectors
  */
-export function conform(files: readonly string[], inputs: HostInputs, options: RunOptions = {}): ConformResult {
+export function conform(files: readonly string[], inputs: HostInputs, options: ConformRunOptions = {}): ConformResult {
   const result = emptyResult();
   for (const file of files) {
     const input = readFile(file);
@@ -52,7 +56,7 @@ export function conform(files: readonly string[], inputs: HostInputs, options: R
     if ('vectors' in input) {
       goesOn = runVectors(input, own, result, options);
     } else {
-      const replay = new Replay(input, own);
+      const replay = new Replay(input, own, options.engine);
       try {
         goesOn = runRecording(input, replay, result, options);
       } finally {

@@ -81,9 +81,14 @@ export interface RecordedOperation {
   readonly leafs: readonly [number, number, number] | undefined;
   readonly tables: number | undefined;
   readonly h: string | undefined;
+  /** The leafs after the operation with A and D, on selected operations. */
+  readonly state: readonly RawLeafs[] | undefined;
   /** SPTE changes, runs expanded. */
   readonly changeCount: number;
 }
+
+/** A run of leafs in a recorded state; the flags are the SPTE without its PFN. */
+export type RawLeafs = readonly [asId: number, level: number, gfn: number, count: number, flags: string];
 
 export interface Recording {
   readonly file: string;
@@ -390,6 +395,16 @@ function checkList(
   return total;
 }
 
+function checkLeafs(value: unknown, path: JsonPath): number {
+  const run = asArray(value, path);
+  if (run.length !== 5) throw new Invalid(path, 'expected 5 values');
+  asInteger(run[0], [...path, 0], 0, 7);
+  asInteger(run[1], [...path, 1], 1, 3);
+  asInteger(run[2], [...path, 2], 0, GFN_MAX - 1);
+  asHex(run[4], [...path, 4]);
+  return asInteger(run[3], [...path, 3], 1);
+}
+
 function checkExit(value: unknown, path: JsonPath): number {
   const exit = asArray(value, path);
   asText(exit[0], [...path, 0]);
@@ -448,6 +463,7 @@ function toOperation(value: unknown, line: Line, i: number, limits: ReadLimits):
   if (raw.h !== undefined && !/^[0-9a-f]{8}$/.test(asText(raw.h, ['h']))) {
     throw new Invalid(['h'], 'expected 8 hexadecimal digits');
   }
+  if (raw.state !== undefined) checkList(raw.state, ['state'], limits.changesPerOperation, 'leafs', checkLeafs);
   return {
     i,
     op,
@@ -465,6 +481,7 @@ function toOperation(value: unknown, line: Line, i: number, limits: ReadLimits):
     leafs: raw.leafs as [number, number, number] | undefined,
     tables: raw.tables as number | undefined,
     h: raw.h as string | undefined,
+    state: raw.state as RawLeafs[] | undefined,
     changeCount,
   };
 }

@@ -4,7 +4,7 @@
 // The recorder's guest enters the vCPU, executes its code page, makes its accesses and halts; the same is done here.
 // What the recording must supply is taken through HostInputs, which counts it.
 
-import { closeFd, createVmSync, type GuestMemfd, openFd, type Vm } from '../../index.ts';
+import { type CreateVmOptions, closeFd, createVmSync, type GuestMemfd, openFd, type Vm } from '../../index.ts';
 import {
   COMPARED_STATS,
   type Outcome,
@@ -37,6 +37,9 @@ const FOREIGN_FDS: readonly (readonly [fd: number, kind: 'other' | 'guest_memfd'
 const MEMORY_MARGIN = 1n << 30n;
 /** Records of 16 bytes; an operation whose events do not fit is a fault, never a shorter list. */
 const TRACE_RECORDS = 1 << 20;
+
+/** Which build of the engine runs; the recordings decide everything else. */
+export type EngineOptions = Pick<CreateVmOptions, 'debug' | 'wasm'>;
 
 type HostOperation = (host: Vm['host']) => void;
 
@@ -80,6 +83,7 @@ export class Replay implements Performer {
 
   private readonly recording: Recording;
   private readonly inputs: HostInputs;
+  private readonly engine: EngineOptions;
   private readonly memory: bigint;
   private readonly parameters: { nx_huge_pages: boolean; eager_page_split: boolean };
   /** What was done to host memory so far, for a VM that is created later in the same process. */
@@ -92,9 +96,10 @@ export class Replay implements Performer {
   private vmOpen = false;
   private statsBefore: Readonly<Record<string, number>> = {};
 
-  constructor(recording: Recording, inputs: HostInputs) {
+  constructor(recording: Recording, inputs: HostInputs, engine: EngineOptions = {}) {
     this.recording = recording;
     this.inputs = inputs;
+    this.engine = engine;
     this.memory = memoryNeeded(recording);
     this.parameters = { nx_huge_pages: recording.nxHugePages, eager_page_split: recording.eagerPageSplit };
     const created = new Set(recording.operations.map((one) => (one.op === 'create_guest_memfd' ? one.ret : -1)));
@@ -204,6 +209,7 @@ export class Replay implements Performer {
 
   private newVm(type: number): Vm {
     const vm = createVmSync({
+      ...this.engine,
       type: type === 1 ? 'sw-protected' : 'default',
       kernel: 'linux-6.12',
       memory: this.memory,

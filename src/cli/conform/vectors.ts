@@ -8,6 +8,7 @@ import { createVmSync, type Vm } from '../../index.ts';
 import { type TracedEvent, type TracedMeaning, toMeaning } from './compare.ts';
 import type { HostInputs } from './host-inputs.ts';
 import type { GfnRangeVector } from './reader.ts';
+import type { EngineOptions } from './replay.ts';
 import { ACCESSED, CLASS_MASK, LEAF, NONPRESENT } from './unfold.ts';
 
 const SLOT_HVA = 0x100000000000n;
@@ -51,10 +52,12 @@ function areaOf(vector: GfnRangeVector): Area {
 export class VectorCheck {
   private readonly vms = new Map<number, Vm>();
   private readonly inputs: HostInputs;
+  private readonly engine: EngineOptions;
   private readonly memory: bigint;
 
-  constructor(vectors: readonly GfnRangeVector[], inputs: HostInputs) {
+  constructor(vectors: readonly GfnRangeVector[], inputs: HostInputs, engine: EngineOptions = {}) {
     this.inputs = inputs;
+    this.engine = engine;
     let pages = 0;
     for (const vector of vectors) {
       const area = areaOf(vector);
@@ -109,6 +112,7 @@ export class VectorCheck {
     let vm = this.vms.get(type);
     if (vm === undefined) {
       vm = createVmSync({
+        ...this.engine,
         type: type === 1 ? 'sw-protected' : 'default',
         kernel: 'linux-6.12',
         memory: this.memory,
