@@ -17,6 +17,8 @@ import { InputError, readScenarioFile, type ScenarioFile } from './scenario-file
 /** An expectation of the scenario did not hold: the command ends with 1. */
 export class ExpectationError extends Error {}
 
+const FAULTS_SHOWN = 10;
+
 export function registerRun(program: Command): void {
   program
     .command('run')
@@ -43,7 +45,7 @@ function collect(value: string, previous: string[]): string[] {
 
 async function run(name: string, options: { set: string[]; json?: boolean }): Promise<void> {
   const set = parseSettings(options.set);
-  const { scenario, file } = chooseScenario(name);
+  const { scenario, file } = await chooseScenario(name);
   const start = performance.now();
   const times = new Map<string, number>();
   let last = start;
@@ -73,7 +75,7 @@ async function run(name: string, options: { set: string[]; json?: boolean }): Pr
 }
 
 /** The scenario by built-in name or in a file. A file wins only if its name is none of the built-in ones. */
-function chooseScenario(name: string): { scenario: Scenario; file?: ScenarioFile } {
+async function chooseScenario(name: string): Promise<{ scenario: Scenario; file?: ScenarioFile }> {
   if (Object.hasOwn(scenarios, name)) return { scenario: scenarioNamed(name) };
   const isFile = name === '-' || existsSync(name);
   if (!isFile && !/[./\\]/.test(name)) {
@@ -84,7 +86,7 @@ function chooseScenario(name: string): { scenario: Scenario; file?: ScenarioFile
       throw error;
     }
   }
-  const file = readScenarioFile(name);
+  const file = await readScenarioFile(name);
   const faults = checkScenario(file.scenario);
   if (faults.length > 0) throw new InputError(placedFaults(faults, file));
   return { scenario: file.scenario as Scenario, file };
@@ -107,7 +109,10 @@ function faultText(error: ScenarioError, file: ScenarioFile | undefined): string
 }
 
 function placedFaults(faults: ScenarioError['faults'], file: ScenarioFile): string {
-  return faults.map(({ path, atKey, message }) => `${file.place(path, atKey)}: ${message}`).join('\n');
+  const shown = faults
+    .slice(0, FAULTS_SHOWN)
+    .map(({ path, atKey, message }) => `${file.place(path, atKey)}: ${message}`);
+  return [...shown, ...(faults.length > FAULTS_SHOWN ? ['and more'] : [])].join('\n');
 }
 
 function failureText(failures: NonNullable<ScenarioResult['failures']>, file: ScenarioFile | undefined): string {

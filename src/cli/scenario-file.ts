@@ -1,30 +1,19 @@
 // A scenario file: YAML or JSON text to a plain value, and any place in that value back to line and column.
 //
-// The text is read whole, up to a limit; what the parser would have to expand without end (aliases of aliases, nesting) is
-// refused. What the value means is the API's business: checkScenario() and runScenario().
+// The text is read whole, up to a limit. What would grow without end (aliases of aliases, nesting) is refused.
+// What the value means is the API's business: checkScenario() and runScenario().
 
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
-import {
-  Alias,
-  type Document,
-  isMap,
-  isNode,
-  isPair,
-  isSeq,
-  LineCounter,
-  type Node,
-  parseDocument,
-  Scalar,
-} from 'yaml';
+import { createReadStream } from 'node:fs';
+import { Composer, type CST, isAlias, isMap, isNode, isScalar, isSeq, LineCounter, type Node, Parser } from 'yaml';
 import type { ScenarioPath } from '../index.ts';
 
 /** The input can't be used; the message, with its place, says why. The command ends with 2. */
 export class InputError extends Error {}
 
-const BYTES_MAX = 1 << 20;
-const ALIASES_MAX = 100;
+const BYTES_MAX = 512 * 1024;
 const DEPTH_MAX = 32;
-const FAULTS_SHOWN = 10;
+/** Values of the scenario, those that aliases repeat counted each time. */
+const VALUES_MAX = 200_000;
 
 export interface ScenarioFile {
   scenario: unknown;
@@ -36,33 +25,36 @@ export interface ScenarioFile {
  * Reads the scenario in `file`, or on standard input for '-'.
  * @throws {InputError} if it can't be read or is no well-formed YAML or JSON, with line and column.
  */
-export function readScenarioFile(file: string): ScenarioFile {
-  return parseScenarioText(readText(file), file === '-' ? 'standard input' : file);
+export async function readScenarioFile(file: string): Promise<ScenarioFile> {
+  const name = file === '-' ? 'standard input' : file;
+  let bytes: Buffer;
+  try {
+    bytes = await readLimited(file === '-' ? process.stdin : createReadStream(file, { end: BYTES_MAX }));
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    const reason = code === 'ENOENT' ? 'there is no such file' : code === 'EISDIR' ? 'it is a directory' : message;
+    throw new InputError(`${name}: can't be read: ${reason}`);
+  }
+  if (bytes.length > BYTES_MAX) throw new InputError(`${name}:1:1: larger than ${BYTES_MAX} bytes, the limit`);
+  let text: string;
+  try {
+    text = new TextDecoder('utf-8', { fatal: true }).decode(bytes);
+  } catch {
+    throw new InputError(`${name}:1:1: is not UTF-8 text`);
+  }
+  return parseScenarioText(text, name);
 }
 
-function readText(file: string): string {
-  let descriptor: number | undefined;
-  try {
-    descriptor = file === '-' ? 0 : openSync(file, 'r');
-    if (fstatSync(descriptor).isDirectory()) throw new InputError(`${file}: is a directory, not a scenario file`);
-    // Not by its size: a pipe or a device has none.
-    const bytes = Buffer.alloc(BYTES_MAX + 1);
-    let length = 0;
-    while (length < bytes.length) {
-      const count = readSync(descriptor, bytes, length, bytes.length - length, null);
-      if (count === 0) break;
-      length += count;
-    }
-    if (length > BYTES_MAX)
-      throw new InputError(`${file}:1:1: larger than ${BYTES_MAX} bytes, the limit of a scenario`);
-    return new TextDecoder('utf-8', { fatal: true }).decode(bytes.subarray(0, length));
-  } catch (error) {
-    if (error instanceof InputError) throw error;
-    if (error instanceof TypeError) throw new InputError(`${file}: is not UTF-8 text`);
-    throw new InputError(`${file}: can't be read: ${(error as Error).message}`);
-  } finally {
-    if (descriptor !== undefined && descriptor !== 0) closeSync(descriptor);
+/** What `stream` holds, up to a little more than the limit: not by its size, as a pipe or a device has none. */
+async function readLimited(stream: AsyncIterable<Buffer>): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  let length = 0;
+  for await (const chunk of stream) {
+    chunks.push(chunk);
+    length += chunk.length;
+    if (length > BYTES_MAX) break;
   }
+  return Buffer.concat(chunks);
 }
 
 /**
@@ -70,84 +62,96 @@ function readText(file: string): string {
  * @throws {InputError} for anything that is no single well-formed document within the limits.
  */
 export function parseScenarioText(text: string, name: string): ScenarioFile {
-  const tooDeep = nestsDeeperThan(text, DEPTH_MAX);
-  if (tooDeep !== undefined) throw new InputError(`${name}:${tooDeep}: nests deeper than ${DEPTH_MAX}`);
   const lines = new LineCounter();
   const at = (offset: number): string => {
     const { line, col } = lines.linePos(offset);
     return `${name}:${Math.max(line, 1)}:${Math.max(col, 1)}`;
   };
-  let document: Document.Parsed;
-  try {
-    document = parseDocument(text, { lineCounter: lines, prettyErrors: false, intAsBigInt: true, uniqueKeys: true });
-  } catch (error) {
-    if (error instanceof RangeError) throw new InputError(`${name}:1:1: nests too deep`);
-    throw error;
+  // The tokens come from a loop, but composing them recurses: nesting is judged in between.
+  const tokens = [...new Parser(lines.addNewLine).parse(text)];
+  const tooDeep = tokenDeeperThan(tokens, DEPTH_MAX);
+  if (tooDeep !== undefined) throw new InputError(`${at(tooDeep)}: nests deeper than ${DEPTH_MAX}`);
+  // The composer compares every key with every other; plainValue() finds a second one faster.
+  const composer = new Composer({ intAsBigInt: true, uniqueKeys: false });
+  const [document, second] = composer.compose(tokens, true, text.length);
+  if (second !== undefined) {
+    throw new InputError(`${at(second.range[0])}: a second document starts here; a scenario file holds one`);
   }
-  const [first, ...more] = document.errors;
-  if (first !== undefined) {
-    const shown = [first, ...more].slice(0, FAULTS_SHOWN).map(({ pos, message }) => `${at(pos[0])}: ${message}`);
-    throw new InputError(shown.join('\n'));
-  }
+  // The first problem is the cause of the others. A warning is a tag this reader does not know and would drop.
+  const problem = document.errors[0] ?? document.warnings[0];
+  if (problem !== undefined) throw new InputError(`${at(problem.pos[0])}: ${problem.message}`);
   if (document.contents === null) throw new InputError(`${name}:1:1: the file is empty`);
-  let scenario: unknown;
-  try {
-    scenario = plain(document.toJS({ maxAliasCount: ALIASES_MAX }), 0);
-  } catch (error) {
-    if (error instanceof ReferenceError)
-      throw new InputError(`${name}:1:1: aliases expand to too much: ${error.message}`);
-    if (error instanceof RangeError) throw new InputError(`${name}:1:1: nests deeper than ${DEPTH_MAX}`);
-    throw error;
-  }
-  return {
-    scenario,
-    place: (path, atKey = false) => at(offsetOf(document, path, atKey)),
-  };
+  const anchors = new Map<string, Node>();
+  const scenario = plainValue(document.contents, {
+    anchors,
+    values: 0,
+    refuse: (offset, reason) => new InputError(`${at(offset)}: ${reason}`),
+  });
+  return { scenario, place: (path, atKey = false) => at(offsetOf(document.contents as Node, anchors, path, atKey)) };
 }
 
-/**
- * Where brackets nest deeper than `most`, by a look at the text alone: the parser calls itself for each.
- * Brackets in quotes and comments do not count; a quote is taken for one only where a value can start.
- */
-function nestsDeeperThan(text: string, most: number): string | undefined {
-  let depth = 0;
-  let line = 1;
-  let lineStart = 0;
-  for (const match of text.matchAll(/\n|"(?:[^"\\]|\\.)*"|(?<=[\s[{,:])'(?:[^']|'')*'|(?<=^|\s)#.*|[[\]{}]/gm)) {
-    const [found] = match;
-    if (found === '[' || found === '{') {
-      if (++depth > most) return `${line}:${match.index - lineStart + 1}`;
-    } else if (found === ']' || found === '}') depth = Math.max(0, depth - 1);
-    for (let next = found.indexOf('\n'); next >= 0; next = found.indexOf('\n', next + 1)) {
-      line++;
-      lineStart = match.index + next + 1;
+/** The offset of the first token with more than `most` collections around it. */
+function tokenDeeperThan(tokens: CST.Token[], most: number): number | undefined {
+  const open = tokens.map((token) => ({ token, depth: 0 })).reverse();
+  for (let next = open.pop(); next !== undefined; next = open.pop()) {
+    const { token, depth } = next;
+    if (depth > most) return token.offset;
+    if (token.type === 'document' && token.value) open.push({ token: token.value, depth });
+    if (!('items' in token)) continue;
+    for (const item of token.items.toReversed()) {
+      if (item.value) open.push({ token: item.value, depth: depth + 1 });
+      if ('key' in item && item.key) open.push({ token: item.key, depth: depth + 1 });
     }
   }
   return undefined;
 }
 
-/** `value` with the whole numbers a double holds as numbers. Aliases that form a circle end at the depth limit. */
-function plain(value: unknown, depth: number): unknown {
-  if (depth > DEPTH_MAX) throw new RangeError();
-  if (typeof value === 'bigint') {
-    const asNumber = Number(value);
-    return Number.isSafeInteger(asNumber) ? asNumber : value;
+interface Reading {
+  anchors: Map<string, Node>;
+  values: number;
+  refuse(offset: number, reason: string): InputError;
+}
+
+/** The value of `node`, with whole numbers that a double holds as numbers and larger ones as bigints. */
+function plainValue(node: unknown, reading: Reading, depth = 0): unknown {
+  if (!isNode(node)) return null;
+  const offset = node.range?.[0] ?? 0;
+  if (depth > DEPTH_MAX) throw reading.refuse(offset, `nests deeper than ${DEPTH_MAX}`);
+  if (++reading.values > VALUES_MAX) throw reading.refuse(offset, `more than ${VALUES_MAX} values, aliases expanded`);
+  if (isAlias(node)) {
+    // Anchors stand before their aliases; an alias within its own anchor ends at the depth limit.
+    const target = reading.anchors.get(node.source);
+    if (target === undefined) throw reading.refuse(offset, `no anchor is named '${node.source}'`);
+    return plainValue(target, reading, depth + 1);
   }
-  if (Array.isArray(value)) return value.map((entry) => plain(entry, depth + 1));
-  if (typeof value !== 'object' || value === null) return value;
-  return Object.fromEntries(Object.entries(value).map(([key, entry]) => [key, plain(entry, depth + 1)]));
+  if (node.anchor !== undefined) reading.anchors.set(node.anchor, node);
+  if (isSeq(node)) return node.items.map((item) => plainValue(item, reading, depth + 1));
+  if (isMap(node)) {
+    const entries = new Map<string, unknown>();
+    for (const { key, value } of node.items) {
+      const place = isNode(key) ? (key.range?.[0] ?? offset) : offset;
+      if (!isScalar(key)) throw reading.refuse(place, 'a name must be a plain word');
+      const name = String(key.value);
+      if (entries.has(name)) throw reading.refuse(place, `'${name}' stands twice in its mapping`);
+      entries.set(name, plainValue(value, reading, depth + 1));
+    }
+    return Object.fromEntries(entries);
+  }
+  const { value } = node as { value?: unknown };
+  if (typeof value !== 'bigint') return value;
+  return Number.isSafeInteger(Number(value)) ? Number(value) : value;
 }
 
 /** The offset of the node that `path` leads to, or of the nearest one around it. */
-function offsetOf(document: Document.Parsed, path: ScenarioPath, atKey: boolean): number {
-  let node: Node = document.contents as Node;
+function offsetOf(contents: Node, anchors: Map<string, Node>, path: ScenarioPath, atKey: boolean): number {
+  let node = contents;
   for (const [index, step] of path.entries()) {
-    if (node instanceof Alias) node = node.resolve(document) ?? node;
+    if (isAlias(node)) node = anchors.get(node.source) ?? node;
     if (isMap(node)) {
-      const pair = node.items.find(({ key }) => String(key instanceof Scalar ? key.value : key) === String(step));
-      if (!isPair(pair)) break;
-      const last = index === path.length - 1;
-      if (isNode(pair.key) && ((last && atKey) || !isNode(pair.value))) return pair.key.range?.[0] ?? 0;
+      const pair = node.items.find(({ key }) => isScalar(key) && String(key.value) === String(step));
+      if (pair === undefined) break;
+      const isLast = index === path.length - 1;
+      if (isNode(pair.key) && ((isLast && atKey) || !isNode(pair.value))) return pair.key.range?.[0] ?? 0;
       node = pair.value as Node;
     } else if (isSeq(node) && isNode(node.items[Number(step)])) node = node.items[Number(step)] as Node;
     else break;

@@ -97,6 +97,7 @@ class Checker {
     }
     if (known !== undefined) {
       for (const key of Object.keys(value)) {
+        if (this.faults.length > LIMITS.faults) break;
         if (!known.includes(key)) {
           const hint = didYouMean(key, known) || ` (known: ${known.join(', ')})`;
           this.#fault([...path, key], `${what} has no field ${describe(key)}${hint}`, true);

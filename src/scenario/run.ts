@@ -26,7 +26,7 @@ export interface RunOptions {
 }
 
 /** How many steps of a run may be taken in all, repeats included. */
-const TAKEN_MAX = 10_000_000;
+const TAKEN_MAX = 1_000_000;
 const FAILURES_MAX = 100;
 
 export interface StepResult {
@@ -394,10 +394,12 @@ class Run {
     const index = step.index ?? 'index';
     const outer = machine.values.get(index);
     const before = step.expect === undefined ? undefined : read(machine.vm);
+    this.#taken += step.repeat === undefined ? 1 : repeat;
+    if (this.#taken > TAKEN_MAX) {
+      const place = step.repeat === undefined ? path : [...path, 'repeat'];
+      throw this.#error(place, `the run takes more than ${TAKEN_MAX} steps, repeats included; that is the limit`);
+    }
     for (let count = 0; count < repeat; count++) {
-      if (++this.#taken > TAKEN_MAX) {
-        throw this.#error(path, `the run takes more than ${TAKEN_MAX} steps, repeats included`);
-      }
       if (step.repeat !== undefined) machine.values.set(index, count);
       if (step.steps === undefined) this.#call(machine, step, path, scope);
       else
