@@ -601,6 +601,11 @@ function renderList(list: readonly (readonly (string | number)[])[] | undefined)
   return list === undefined ? undefined : JSON.stringify(list);
 }
 
+/** One name for the errnos that have two. */
+function toErrno(name: string | undefined): string | undefined {
+  return name === 'ENOTSUP' ? 'EOPNOTSUPP' : name;
+}
+
 /** Compares one operation. Returns its differences, at most one per field; none if all agree. */
 export function compareOperation(
   operation: RecordedOperation,
@@ -609,7 +614,7 @@ export function compareOperation(
 ): Difference[] {
   const differences: Difference[] = [];
   pushUnequal(differences, 'ret', operation.ret, outcome.ret);
-  pushUnequal(differences, 'errno', operation.errno, outcome.errno);
+  pushUnequal(differences, 'errno', toErrno(operation.errno), toErrno(outcome.errno));
   pushUnequal(differences, 'exits', renderList(operation.exits), renderList(outcome.exits));
   pushUnequal(differences, 'left_gpa', operation.leftGpa, outcome.leftGpa);
   pushUnequal(differences, 'left_size', operation.leftSize, outcome.leftSize);

@@ -93,7 +93,11 @@ export class Replay implements Performer {
   private readonly files = new Map<number, GuestMemfd>();
   private slots = new Map<number, Slot>();
   private vm: Vm | undefined;
+  /** Whether `vm` stands for a recorded one; before, it only holds host memory. */
+  private wasCreated = false;
   private vmOpen = false;
+  /** The guest executes data and never came to its halt. */
+  private guestIsAstray = false;
   private statsBefore: Readonly<Record<string, number>> = {};
 
   constructor(recording: Recording, inputs: HostInputs, engine: EngineOptions = {}) {
@@ -193,7 +197,7 @@ export class Replay implements Performer {
   }
 
   private requireVm(operation: RecordedOperation): Vm {
-    if (this.vm === undefined) {
+    if (this.vm === undefined || !this.wasCreated) {
       throw new InputError(this.recording.file, operation.line, 1, `${operation.op} before any create_vm`);
     }
     return this.vm;
@@ -234,6 +238,7 @@ export class Replay implements Performer {
       case 'create_vm':
         this.vm = this.newVm(args.type as number);
         this.vmOpen = true;
+        this.wasCreated = true;
         this.slots = new Map();
         this.statsBefore = this.vm.stats();
         return { ret: 0 };
@@ -278,7 +283,7 @@ export class Replay implements Performer {
         const { value, errno } = this.attempt(() =>
           this.requireVm(operation).getDirtyLog({ slot: args.slot as number }),
         );
-        if (value === undefined) return { ret: -1, errno };
+        if (value === undefined) return { ret: -1, errno, dirty: [] };
         return { ret: 0, dirty: value.map(({ first, count }) => [first, count]) };
       }
       case 'clear_dirty_log':
@@ -350,6 +355,8 @@ export class Replay implements Performer {
     if (this.files.size > 0 && countEvents(operation, 'flush_shadow_all') > 0 && this.inputs.take('silent-close')) {
       for (const file of this.files.values()) file.close();
       this.files.clear();
+      // Nothing of it was recorded.
+      vm.trace();
     }
     this.vmOpen = false;
     return this.status(() => vm.destroy());
@@ -440,20 +447,25 @@ export class Replay implements Performer {
       return false;
     };
     const failed: Returned = { ret: -1, errno: 'EFAULT', exits };
-    if (!access(CODE_GPA, 'exec', 4)) return failed;
+    const isJunk = kind === 'exec' && operation.exits?.[0]?.[0] === 'mmio' && this.inputs.take('guest-junk');
+    const wasAstray = this.guestIsAstray;
+    this.guestIsAstray = isJunk && operation.exits?.at(-1)?.[0] !== 'hlt';
+    // A guest that was stopped in the middle of executing data goes on there, and makes only the recorded accesses.
+    if (!(isJunk && wasAstray) && !access(CODE_GPA, 'exec', 4)) return failed;
     if (kind !== 'nop') {
       if (kind !== 'read' && kind !== 'write' && kind !== 'exec') {
         throw new InputError(this.recording.file, operation.line, 1, `unknown kind of access '${kind}'`);
       }
       const stride = hex(args.stride);
-      for (let k = 0n; k < BigInt(args.count as number); k++) {
-        if (!access(BigInt.asUintN(64, hex(args.gpa) + k * stride), kind, 4)) return failed;
-      }
-      if (kind === 'exec' && operation.exits?.[0]?.[0] === 'mmio' && this.inputs.take('guest-junk')) {
-        for (const [, gpa, isWrite, length] of operation.exits) {
+      if (isJunk) {
+        if (!wasAstray && !access(hex(args.gpa), kind, 4)) return failed;
+        for (const [, gpa, isWrite, length] of operation.exits ?? []) {
           if (!access(hex(gpa), isWrite === 1 ? 'write' : 'read', length as number)) return failed;
         }
         return { ret: 0, exits };
+      }
+      for (let k = 0n; k < BigInt(args.count as number); k++) {
+        if (!access(BigInt.asUintN(64, hex(args.gpa) + k * stride), kind, 4)) return failed;
       }
     }
     exits.push(['hlt']);
