@@ -11,6 +11,8 @@ export const GUEST_MEMFD = 4;
 export class GmemFile {
   readonly pages = new Map<number, number>();
   readonly poisoned = new Set<number>();
+  /** Pages that hold what the guest wrote; a TD's content lives in its mapping instead. */
+  readonly written = new Set<number>();
   readonly slots: Slot[] = [];
   isOpen = true;
   readonly fd: number;

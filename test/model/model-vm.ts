@@ -4,7 +4,37 @@
 // It has the public methods of Vm, GuestMemfd, Vcpu and HostMemory under the same names, so that one command can drive both.
 // Mirrors: virt/kvm/kvm_main.c, virt/kvm/guest_memfd.c, arch/x86/kvm/mmu/{mmu,tdp_mmu}.c. Shares no code with assembly/.
 
-import { Host, HostError, type HostMapping, type RegionKind } from './host.ts';
+import { ModelGuestMemfd } from './guest-memfd.ts';
+import { Host, type HostMapping } from './host.ts';
+import { ModelHost } from './host-memory.ts';
+import {
+  type AccessKind,
+  big,
+  type Fault,
+  type FaultResult,
+  type FilterForm,
+  FREE_OBSOLETE_ROOTS,
+  type GfnRange,
+  INV_NONE,
+  isPageAligned,
+  type KernelProfile,
+  MAX_SLOT_PAGES,
+  MAX_SLOTS,
+  ModelError,
+  type ModelEvent,
+  type ModelOptions,
+  meaning,
+  PRIVATE,
+  PRIVATE_ATTRIBUTE,
+  type Range,
+  SHARED,
+  TLB_FLUSH,
+  toGfn,
+  type U64,
+  U64_MAX,
+  USER_END,
+  type VmType,
+} from './kernel.ts';
 import {
   bindingPieces,
   GmemFile,
@@ -33,134 +63,7 @@ import {
   Table,
   TdpIter,
 } from './page-tables.ts';
-
-export type VmType = 'default' | 'sw-protected' | 'tdx' | 'snp';
-export type KernelProfile = 'rfc-v4' | 'linux-6.12' | 'linux-6.16';
-export type FilterForm = 'none' | 'rfc-v4' | 'gmem-v13' | 'tdx-v18' | 'attr-filter';
-type U64 = number | bigint;
-
-export interface ModelOptions {
-  type?: VmType;
-  kernel?: KernelProfile;
-  filterForm?: FilterForm;
-  vcpus?: number;
-  maxphyaddr?: number;
-  gpaw?: 48 | 52;
-  quirks?: { slotZapAll?: boolean };
-  nxHugePages?: boolean;
-  eagerPageSplit?: boolean;
-  mmioCaching?: boolean;
-  hugepageGuard?: boolean;
-  septVeDisable?: boolean;
-}
-
-/** struct kvm_gfn_range, as the public API spells it. */
-export interface GfnRange {
-  slot: number;
-  asId?: number;
-  start: number;
-  end: number;
-  arg?: { attributes?: number; pte?: { writable?: boolean } };
-  mayBlock?: boolean;
-  onlyPrivate?: boolean;
-  onlyShared?: boolean;
-  attrFilter?: number;
-}
-type Range = { slot: Slot; start: number; end: number } & Required<
-  Pick<GfnRange, 'mayBlock' | 'onlyPrivate' | 'onlyShared' | 'attrFilter'>
-> & { attributes: number };
-
-export interface SpteMeaning {
-  class: 'nonpresent' | 'mmio' | 'frozen' | 'table' | 'leaf';
-  writable: boolean;
-  executable: boolean;
-  accessed: boolean;
-  dirty: boolean;
-  hostWritable: boolean;
-  mmuWritable: boolean;
-  private: boolean;
-  pending: boolean;
-  mmioGeneration?: number;
-}
-export type ModelEvent = { name: string } & Record<string, unknown>;
-export type FaultResult = 'fixed' | 'spurious' | 'retry' | 'emulate' | 'memory_fault' | 'error' | 'frozen';
-export type AccessKind = 'read' | 'write' | 'exec';
-
-export class ModelError extends Error {
-  readonly code: string;
-  readonly left: { gpa: bigint; size: bigint } | undefined;
-
-  constructor(code: string, left?: { gpa: bigint; size: bigint }) {
-    super(code);
-    this.code = code;
-    this.left = left;
-  }
-}
-
-interface Fault {
-  vcpu: ModelVcpu;
-  gfn: number;
-  kind: AccessKind;
-  private: boolean;
-  prefetch: boolean;
-  slot: Slot | null;
-  seq: number;
-  maxLevel: number;
-  reqLevel: number;
-  goalLevel: number;
-  hugePageDisallowed: boolean;
-  pfn: number;
-  mapWritable: boolean;
-  errno: string;
-  root: Root | null;
-  /** Set when the fault ended before it needed mmu_lock. */
-  early: FaultResult | null;
-  /** The mirror leaf between FROZEN and its final value. */
-  frozen: { table: Table; index: number; gfn: number; level: number; old: Entry; entry: Leaf } | null;
-}
-
-const PRIVATE_ATTRIBUTE = 8;
-const SHARED = 1;
-const PRIVATE = 2;
-const MAX_SLOTS = 32764;
-const MAX_SLOT_PAGES = 2 ** 31 - 1;
-const U64_MAX = (1n << 64n) - 1n;
-const USER_END = 0x7ffffffff000n;
-const TLB_FLUSH = 768;
-const FREE_OBSOLETE_ROOTS = 807;
-const INV_NONE = -1;
-
-const big = (value: U64): bigint => BigInt(value);
-const isPageAligned = (value: bigint): boolean => value % 4096n === 0n;
-const toGfn = (value: bigint): number => Number(value >> 12n);
-
-/** What an entry means, without its pfn. */
-export function meaning(entry: Entry): SpteMeaning {
-  const none = {
-    writable: false,
-    executable: false,
-    accessed: false,
-    dirty: false,
-    hostWritable: false,
-    mmuWritable: false,
-    private: false,
-    pending: false,
-  };
-  switch (entry.kind) {
-    case 'empty':
-      return { class: 'nonpresent', ...none };
-    case 'frozen':
-      return { class: 'frozen', ...none };
-    case 'table':
-      return { class: 'table', ...none };
-    case 'mmio':
-      return { class: 'mmio', ...none, mmioGeneration: entry.generation };
-    case 'leaf': {
-      const { kind, pfn, ...bits } = entry;
-      return { class: 'leaf', ...bits };
-    }
-  }
-}
+import { ModelVcpu } from './vcpu.ts';
 
 export class ModelVm {
   readonly type: VmType;
@@ -353,7 +256,6 @@ export class ModelVm {
     if (id >= MAX_SLOTS) throw new ModelError('EINVAL');
     let valid = LOG_DIRTY_PAGES | READONLY;
     if (this.hasPrivateMem) valid |= GUEST_MEMFD;
-    if (this.isTd || this.type === 'snp') valid &= ~READONLY;
     if (flags & GUEST_MEMFD) valid &= ~(LOG_DIRTY_PAGES | READONLY);
     if ((flags & ~valid) !== 0) throw new ModelError('EINVAL');
     if (!isPageAligned(size) || !isPageAligned(gpa)) throw new ModelError('EINVAL');
@@ -614,8 +516,12 @@ export class ModelVm {
       yield iter;
     }
   }
+  /** At the deepest entry that maps the injected gfn, once the walk has moved since it started or last yielded. */
   private mustYield(iter: TdpIter): boolean {
-    if (this.yieldGfn === null || iter.gfn !== this.yieldGfn || iter.nextLastLevelGfn === iter.yieldedGfn) return false;
+    const gfn = this.yieldGfn;
+    if (gfn === null || gfn < iter.gfn || gfn >= iter.gfn + pagesOf(iter.level)) return false;
+    if (iter.entry.kind === 'table' && iter.level > iter.minLevel) return false;
+    if (iter.nextLastLevelGfn === iter.yieldedGfn) return false;
     this.yieldGfn = null;
     return true;
   }
@@ -646,6 +552,7 @@ export class ModelVm {
     });
     if (old.kind === 'leaf' && entry.kind === 'leaf' && old.pfn !== entry.pfn)
       throw new Error('a leaf changed its pfn');
+    if (old.kind === 'leaf' && entry.kind !== 'leaf' && entry.kind !== 'table') this.countZapped(root, level);
     if (old.kind === 'leaf' && !isPresent(entry) && root.kind === 'mirror') this.removeExternal(gfn);
     if (entry.kind === 'table') this.count('tables_allocated');
     if (old.kind === 'table' && entry.kind !== 'table') {
@@ -764,10 +671,10 @@ export class ModelVm {
     return this.unmap(this.publicRange(r));
   }
   ageGfn(r: GfnRange): boolean {
-    return this.age(this.publicRange(r), false);
+    return this.age({ ...this.publicRange(r), attributes: 0 }, false);
   }
   testAgeGfn(r: GfnRange): boolean {
-    return this.age(this.publicRange(r), true);
+    return this.age({ ...this.publicRange(r), attributes: 0 }, true);
   }
 
   private unmap(range: Range): boolean {
@@ -785,28 +692,31 @@ export class ModelVm {
     const state = { flush };
     for (const iter of this.walk(root, 1, start, Math.min(end, this.maxGfn), canYield, state)) {
       if (iter.entry.kind !== 'leaf') continue;
-      this.countZap(root, iter, start, end);
+      this.countOutside(iter, start, end);
       this.setSpte(root, iter, EMPTY, false);
       if (root.valid) state.flush = true;
     }
     this.emit('zap_leafs_ret', { ret: state.flush });
     return state.flush;
   }
-  private countZap(root: Root, iter: TdpIter, start: number, end: number): void {
+  private countZapped(root: Root, level: number): void {
+    this.count(`leafs_zapped_${root.kind}_${['', '4k', '2m', '1g'][level]}`);
+    this.count('gfns_zapped', pagesOf(level));
+  }
+  private countOutside(iter: TdpIter, start: number, end: number): void {
     const npages = pagesOf(iter.level);
-    this.count(`leafs_zapped_${root.kind}_${['', '4k', '2m', '1g'][iter.level]}`);
-    this.count('gfns_zapped', npages);
     const inside = Math.min(end, iter.gfn + npages) - Math.max(start, iter.gfn);
     this.count('gfns_zapped_outside_request', npages - inside);
   }
 
   zapGfnRange(startGfn: number, endGfn: number): void {
     this.alive();
+    this.begin();
+    this.add(startGfn, endGfn);
     let flush = false;
-    for (let asId = 0; asId < this.addressSpaces; asId++) {
-      for (const root of this.rootsOf(asId, false)) flush = this.zapLeafs(root, startGfn, endGfn, true, flush);
-    }
+    for (const root of this.roots) if (root.valid) flush = this.zapLeafs(root, startGfn, endGfn, true, flush);
     if (flush) this.flushRange(startGfn, endGfn - startGfn);
+    this.end();
   }
 
   private age(range: Range, testOnly: boolean): boolean {
@@ -847,7 +757,14 @@ export class ModelVm {
           this.setSpte(
             root,
             iter,
-            { ...entry, pfn: pfn ?? entry.pfn, writable: false, hostWritable: false, accessed: false },
+            {
+              ...entry,
+              pfn: pfn ?? entry.pfn,
+              writable: false,
+              hostWritable: false,
+              mmuWritable: false,
+              accessed: false,
+            },
             false,
           );
         }
@@ -1106,12 +1023,17 @@ export class ModelVm {
     }
     return pfn;
   }
+  contentWritten(gfn: number): void {
+    const slot = this.slotAt(0, gfn);
+    if (slot?.gmem) slot.gmem.file.written.add(gfn - slot.base + slot.gmem.pgoff);
+  }
   gmemFree(file: GmemFile, start: number, end: number): void {
     for (const index of [...file.pages.keys()]) {
       if (index < start || index >= end) continue;
       file.pages.delete(index);
       file.poisoned.delete(index);
       this.count('gmem_pages_freed');
+      if (file.written.delete(index)) this.count('private_pages_lost');
     }
   }
   gmemClosed(): void {
@@ -1132,11 +1054,12 @@ export class ModelVm {
     this.emit('zap_inv_roots');
     this.zapScheduled();
   }
-  private zapScheduled(shared = true): void {
+  private zapScheduled(isUninit = false): void {
     for (const root of [...this.roots]) {
       if (!root.scheduled) continue;
       root.scheduled = false;
-      this.zapRoot(root, shared);
+      // Mirror tables are never zapped under the read lock; 6.16 uninits under the write lock altogether.
+      this.zapRoot(root, !(isUninit && (root.kind === 'mirror' || this.kernel === 'linux-6.16')));
       this.dropRoot(root);
     }
   }
@@ -1151,7 +1074,6 @@ export class ModelVm {
       this.emit('zap_root', { shared, level });
       for (const iter of this.walk(root, level, 0, this.maxGfn, true)) {
         if (!isPresent(iter.entry) || iter.level > level) continue;
-        if (iter.entry.kind === 'leaf') this.countZap(root, iter, 0, this.maxGfn);
         this.setSpte(root, iter, EMPTY, shared);
       }
     }
@@ -1175,7 +1097,7 @@ export class ModelVm {
       root.scheduled = true;
     }
     this.emit('zap_inv_roots');
-    this.zapScheduled(this.kernel !== 'linux-6.16');
+    this.zapScheduled(true);
     this.isDestroyed = true;
   }
 
@@ -1248,6 +1170,7 @@ export class ModelVm {
       for (const root of this.roots) {
         const parent = this.findParent(root.table, table);
         if (!parent) continue;
+        this.emit('zap_sp');
         this.write(root, parent.table, parent.index, table.gfn, EMPTY, false);
         flush = true;
       }
@@ -1334,7 +1257,7 @@ export class ModelVm {
       if (isPrivate) fault.early = 'memory_fault';
       else {
         vcpu.mmioGfn = gfn;
-        vcpu.mmioGeneration = this.generations[vcpu.asId] as number;
+        vcpu.mmioGeneration = this.generations[0];
         if (!this.mmioCaching || gfn >= this.maxGfn) fault.early = 'emulate';
       }
     } else if (this.retryGfnUnsafe(fault.seq, gfn)) {
@@ -1497,381 +1420,5 @@ export class ModelVm {
     let result = this.faultFinish(fault);
     if (result === 'frozen') result = this.faultFinish(fault);
     return { ...fault, result };
-  }
-}
-
-export interface ModelExit {
-  reason: string;
-  gpa?: bigint;
-  size?: bigint;
-  flags?: bigint;
-  isWrite?: boolean;
-  errno?: string;
-}
-
-export class ModelVcpu {
-  asId = 0;
-  roots: Root[] = [];
-  flushPending = false;
-  hasRun = false;
-  mmioGfn = -1;
-  mmioGeneration = -1;
-  private readonly pendingFaults = new Map<number, Fault>();
-  private nextFault = 1;
-
-  private readonly vm: ModelVm;
-  readonly id: number;
-
-  constructor(vm: ModelVm, id: number) {
-    this.vm = vm;
-    this.id = id;
-  }
-
-  rootFor(isPrivate: boolean): Root | null {
-    const kind: RootKind = this.vm.isTd && isPrivate ? 'mirror' : 'direct';
-    return this.roots.find((root) => root.kind === kind && root.asId === this.asId) ?? null;
-  }
-
-  private alive(): void {
-    if (this.vm.isClosed) throw new ModelError('EBADF');
-    if (this.vm.dead) throw new ModelError('EIO');
-  }
-
-  private dropObsolete(): void {
-    const dropped = this.roots.filter((root) => !root.valid || root.asId !== this.asId);
-    this.roots = this.roots.filter((root) => !dropped.includes(root));
-    for (const root of dropped) this.vm.dropRoot(root);
-  }
-  run(): void {
-    this.alive();
-    this.enter();
-  }
-  private enter(): void {
-    this.dropObsolete();
-    this.vm.loadRoots(this);
-    if (this.flushPending) this.vm.count('tlb_flush');
-    if (!this.hasRun) this.vm.count('tlb_flush');
-    this.flushPending = false;
-    this.hasRun = true;
-  }
-  private changeSmm(asId: number): void {
-    this.alive();
-    if (this.vm.addressSpaces < 2) throw new ModelError('EINVAL');
-    this.asId = asId;
-    const old = this.roots;
-    this.roots = [];
-    for (const root of old) this.vm.dropRoot(root);
-  }
-  enterSmm(): void {
-    this.changeSmm(1);
-  }
-  leaveSmm(): void {
-    this.changeSmm(0);
-  }
-
-  preFaultMemory(a: { gpa: U64; size: U64; flags?: U64 }): { gpa: bigint; size: bigint } {
-    this.alive();
-    let gpa = big(a.gpa);
-    let size = big(a.size);
-    const left = (): { gpa: bigint; size: bigint } => ({ gpa, size });
-    if (big(a.flags ?? 0) !== 0n || !isPageAligned(gpa) || !isPageAligned(size)) throw new ModelError('EINVAL', left());
-    if (size === 0n || gpa + size > U64_MAX) throw new ModelError('EINVAL', left());
-    let done = false;
-    while (size > 0n) {
-      const code = this.preFaultOne(toGfn(gpa));
-      if (typeof code === 'string') {
-        if (!done) throw new ModelError(code, left());
-        break;
-      }
-      done = true;
-      const step = BigInt(code) * 4096n;
-      gpa += step < size ? step : size;
-      size -= step < size ? step : size;
-    }
-    return left();
-  }
-  /** Returns the number of pages from `gfn` to the end of what was mapped, or an errno. */
-  private preFaultOne(gfn: number): number | string {
-    const vm = this.vm;
-    if (vm.isTd && Math.floor(gfn / vm.sharedBit) % 2 === 1) return 'EINVAL';
-    this.roots = this.roots.filter((root) => root.asId === this.asId);
-    vm.loadRoots(this);
-    const isPrivate = vm.isPrivate(gfn);
-    for (;;) {
-      const fault = vm.fault(this, gfn, 'read', isPrivate, true);
-      switch (fault.result) {
-        case 'fixed':
-        case 'spurious':
-          return roundDown(gfn, fault.goalLevel) + pagesOf(fault.goalLevel) - gfn;
-        case 'emulate':
-          return 'ENOENT';
-        case 'retry':
-          // Nothing in this thread can end the invalidation or drop the root: only a signal ends the loop.
-          if (vm.retryGfnUnsafe(vm.seq, gfn) || fault.root?.valid === false) return 'EINTR';
-          break;
-        default:
-          return fault.errno;
-      }
-    }
-  }
-
-  access(a: { gpa: U64; kind: AccessKind; private?: boolean }): ModelExit {
-    this.alive();
-    const vm = this.vm;
-    const gpa = big(a.gpa);
-    const gfn = toGfn(gpa);
-    for (;;) {
-      this.enter();
-      const isPrivate =
-        vm.type === 'default' ? false : vm.type === 'sw-protected' ? vm.isPrivate(gfn) : (a.private ?? false);
-      const root = this.rootFor(isPrivate) as Root;
-      const at = vm.entryAt(root, gfn);
-      const entry = at.entry;
-      const pageGpa = gpa - (gpa % 4096n);
-      const memoryFault = (flags: bigint): ModelExit => ({
-        reason: 'memory_fault',
-        gpa: pageGpa,
-        size: 4096n,
-        flags,
-        errno: 'EFAULT',
-      });
-      let rsvd = false;
-      if (entry.kind === 'leaf') {
-        const ok = a.kind === 'read' || (a.kind === 'write' ? entry.writable : entry.executable);
-        if (ok) {
-          if (root.kind === 'mirror') {
-            if (!entry.pending) return { reason: 'done' };
-            if (vm.septVeDisable) {
-              vm.dead = true;
-              return { reason: 'error', errno: 'EIO' };
-            }
-            return { reason: 've', gpa };
-          }
-          at.table.entries[at.index] = { ...entry, accessed: true, dirty: entry.dirty || a.kind === 'write' };
-          return { reason: 'done' };
-        }
-      } else if (entry.kind === 'mmio') {
-        rsvd = true;
-        const generation = vm.generations[this.asId];
-        const hit = this.mmioGfn === gfn && gfn !== 0 && this.mmioGeneration === generation;
-        if (hit || entry.generation === generation) {
-          this.mmioGfn = gfn;
-          this.mmioGeneration = generation as number;
-          return { reason: 'mmio', gpa, isWrite: a.kind === 'write' };
-        }
-      }
-      vm.count('pf_taken');
-      const faultPrivate = rsvd && vm.type === 'sw-protected' ? false : isPrivate;
-      const fault = vm.fault(this, gfn, a.kind, faultPrivate, false, rsvd);
-      switch (fault.result) {
-        case 'fixed':
-          vm.count('pf_fixed');
-          break;
-        case 'spurious':
-          vm.count('pf_spurious');
-          break;
-        case 'emulate':
-          vm.count('pf_emulate');
-          return { reason: 'mmio', gpa, isWrite: a.kind === 'write' };
-        case 'memory_fault':
-          return { ...memoryFault(faultPrivate ? 8n : 0n), errno: fault.errno };
-        case 'error':
-          return { reason: 'error', errno: fault.errno };
-        case 'retry':
-          if (vm.retryGfnUnsafe(vm.seq, gfn)) return { reason: 'error', errno: 'EINTR' };
-          break;
-      }
-    }
-  }
-
-  beginFault(a: { gpa: U64; kind: AccessKind; private?: boolean }): number {
-    this.alive();
-    this.enter();
-    this.vm.count('pf_taken');
-    const gfn = toGfn(big(a.gpa));
-    const isPrivate =
-      this.vm.type === 'default'
-        ? false
-        : this.vm.type === 'sw-protected'
-          ? this.vm.isPrivate(gfn)
-          : (a.private ?? false);
-    const fault = this.vm.faultBegin(this, gfn, a.kind, isPrivate, false);
-    this.pendingFaults.set(this.nextFault, fault);
-    return this.nextFault++;
-  }
-  finishFault(id: number): FaultResult {
-    this.alive();
-    const fault = this.pendingFaults.get(id);
-    if (!fault) throw new ModelError('EINVAL');
-    const result = this.vm.faultFinish(fault);
-    if (result === 'frozen') return result;
-    this.pendingFaults.delete(id);
-    if (result === 'fixed') this.vm.count('pf_fixed');
-    if (result === 'spurious') this.vm.count('pf_spurious');
-    if (result === 'emulate') this.vm.count('pf_emulate');
-    return result;
-  }
-
-  /** TDG.MEM.PAGE.ACCEPT of every 4K page; returns the number of pages that became accepted. */
-  accept(a: { gpa: U64; size: U64 }): number {
-    this.alive();
-    const start = toGfn(big(a.gpa));
-    const end = start + toGfn(big(a.size));
-    let pages = 0;
-    this.enter();
-    for (let gfn = start; gfn < end; gfn++) {
-      const root = this.rootFor(true) as Root;
-      let at = this.vm.entryAt(root, gfn);
-      if (at.entry.kind === 'empty') {
-        this.vm.count('pf_taken');
-        const { result } = this.vm.fault(this, gfn, 'write', true, false);
-        if (result !== 'fixed') break;
-        this.vm.count('pf_fixed');
-        at = this.vm.entryAt(root, gfn);
-      }
-      if (at.entry.kind !== 'leaf' || !at.entry.pending) continue;
-      at.table.entries[at.index] = { ...at.entry, pending: false };
-      this.vm.accepted.add(gfn);
-      pages++;
-    }
-    return pages;
-  }
-}
-
-export class ModelGuestMemfd {
-  private readonly vm: ModelVm;
-  readonly file: GmemFile;
-
-  constructor(vm: ModelVm, file: GmemFile) {
-    this.vm = vm;
-    this.file = file;
-  }
-  get fd(): number {
-    return this.file.fd;
-  }
-  get size(): bigint {
-    return BigInt(this.file.npages) * 4096n;
-  }
-  fallocate(a: { mode: number; offset: U64; length: U64 }): void {
-    if (!this.file.isOpen) throw new ModelError('EBADF');
-    const offset = big(a.offset);
-    const length = big(a.length);
-    if (offset >= 1n << 63n || length >= 1n << 63n || length === 0n) throw new ModelError('EINVAL');
-    if (!(a.mode & 1) || (a.mode & ~3) !== 0) throw new ModelError('EOPNOTSUPP');
-    if (offset + length >= 1n << 63n) throw new ModelError('EFBIG');
-    if (!isPageAligned(offset) || !isPageAligned(length)) throw new ModelError('EINVAL');
-    const start = toGfn(offset);
-    const end = toGfn(offset + length);
-    if (a.mode & 2) {
-      this.vm.gmemInvalidate(this.file, start, end, () => this.vm.gmemFree(this.file, start, end));
-      return;
-    }
-    if (end > this.file.npages) throw new ModelError('EINVAL');
-    for (let index = start; index < end; index++) this.vm.gmemPage(this.file, index);
-  }
-  punchHole(offset: U64, length: U64): void {
-    this.fallocate({ mode: 3, offset, length });
-  }
-  allocate(offset: U64, length: U64): void {
-    this.fallocate({ mode: 1, offset, length });
-  }
-  memoryError(index: number): void {
-    if (!this.file.isOpen) throw new ModelError('EBADF');
-    if (!this.file.pages.has(index)) throw new ModelError('EINVAL');
-    this.vm.gmemInvalidate(this.file, index, index + 1, () => this.file.poisoned.add(index));
-  }
-  close(): void {
-    if (!this.file.isOpen) throw new ModelError('EBADF');
-    this.file.isOpen = false;
-    this.vm.gmemInvalidate(this.file, 0, 2 ** 64, () => undefined);
-    this.vm.gmemFree(this.file, 0, Number.POSITIVE_INFINITY);
-    for (const slot of [...this.file.slots]) this.file.slots.splice(this.file.slots.indexOf(slot), 1);
-    this.vm.gmemClosed();
-  }
-}
-
-/** The VMM's system calls, in bytes. */
-export class ModelHost {
-  private readonly vm: ModelVm;
-
-  constructor(vm: ModelVm) {
-    this.vm = vm;
-  }
-  private pages(a: { hva: U64; length: U64 }): [number, number] {
-    const hva = big(a.hva);
-    if (!isPageAligned(hva)) throw new ModelError('EINVAL');
-    const start = toGfn(hva);
-    return [start, start + Math.ceil(Number(a.length) / 4096)];
-  }
-  private call(body: (host: Host) => void): void {
-    try {
-      body(this.vm.hostModel);
-    } catch (error) {
-      throw error instanceof HostError ? new ModelError(error.code) : error;
-    }
-  }
-  mmap(a: { kind: RegionKind; hva: U64; length: U64; prot?: number }): void {
-    const [start, end] = this.pages(a);
-    this.call((host) => host.mmap(a.kind, start, end - start, a.prot ?? 3));
-  }
-  munmap(a: { hva: U64; length: U64 }): void {
-    const [start, end] = this.pages(a);
-    this.call((host) => host.munmap(start, end));
-  }
-  mprotect(a: { hva: U64; length: U64; prot: number }): void {
-    const [start, end] = this.pages(a);
-    this.call((host) => host.mprotect(start, end, a.prot));
-  }
-  mremap(a: { old: U64; length: U64; new: U64 }): void {
-    const [start, end] = this.pages({ hva: a.old, length: a.length });
-    this.call((host) => host.mremap(start, end - start, toGfn(big(a.new))));
-  }
-  madvise(a: { hva: U64; length: U64; advice: string }): void {
-    const [start, end] = this.pages(a);
-    if (start === end) return;
-    this.call((host) => {
-      if (a.advice === 'DONTNEED') host.dontneed(start, end);
-      else if (a.advice === 'POPULATE_WRITE') host.populate(start, end, true);
-      else if (a.advice === 'POPULATE_READ') host.populate(start, end, false);
-      else if (a.advice === 'REMOVE') host.remove(start, end);
-      else if (a.advice === 'FREE') host.free(start, end);
-      else if (a.advice === 'PAGEOUT') host.pageout(start, end);
-      else if (a.advice === 'HUGEPAGE') host.hugepage(start, end);
-      else if (a.advice === 'COLLAPSE') host.collapse(start, end);
-      else if (a.advice !== 'COLD' && a.advice !== 'MERGEABLE') throw new HostError('EINVAL');
-    });
-  }
-  access(a: { hva: U64; length: U64; write: boolean; step?: number }): void {
-    const [start, end] = this.pages(a);
-    this.call((host) => host.access(start, end, a.write, Math.max(1, Math.floor((a.step ?? 4096) / 4096))));
-  }
-  migrate(a: { hva: U64; length: U64 }): void {
-    const [start, end] = this.pages(a);
-    this.call((host) => host.migrate(start, end));
-  }
-  khugepaged(a: { hva: U64; length: U64 }): void {
-    const [start, end] = this.pages(a);
-    this.call((host) => host.khugepaged(start, end));
-  }
-  pageIdleSet(a: { hva: U64; pages: number }): void {
-    this.call((host) => host.pageIdleSet(toGfn(big(a.hva)), a.pages));
-  }
-  pageIdleRead(a: { hva: U64; pages: number }): void {
-    this.call((host) => host.pageIdleRead(toGfn(big(a.hva)), a.pages));
-  }
-  age(a: { hva: U64; length: U64 }): boolean {
-    const [start, end] = this.pages(a);
-    return this.vm.hvaAge(start, end);
-  }
-  testAge(a: { hva: U64 }): boolean {
-    return this.vm.hvaTestAge(toGfn(big(a.hva)));
-  }
-  invalidateRangeStart(a: { hva: U64; length: U64; blockable?: boolean }): void {
-    const [start, end] = this.pages(a);
-    this.vm.invalidateStart(start, end, a.blockable ?? true);
-  }
-  invalidateRangeEnd(a: { hva: U64; length: U64 }): void {
-    const [start, end] = this.pages(a);
-    this.vm.invalidateEnd(start, end);
   }
 }

@@ -1,8 +1,9 @@
 // The worked examples of the specification, on the reference model alone.
 
 import { describe, expect, test } from 'vitest';
+import type { ModelOptions } from './kernel.ts';
 import { bindingPieces } from './memslot.ts';
-import { type ModelOptions, ModelVm } from './model-vm.ts';
+import { ModelVm } from './model-vm.ts';
 
 const PAGE = 4096;
 const HVA = 0x100000000000;

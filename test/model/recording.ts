@@ -1,14 +1,9 @@
 // Replays a recording of real KVM on the reference model and compares, op by op, the interleaved stream of SPTE changes and
 // events, errno and the leafs and tables afterwards. Events that the model doesn't emit (get_page, load_pgd, …) are left out.
 
-import {
-  ModelError,
-  type ModelEvent,
-  type ModelGuestMemfd,
-  type ModelOptions,
-  ModelVm,
-  type meaning,
-} from './model-vm.ts';
+import type { ModelGuestMemfd } from './guest-memfd.ts';
+import { ModelError, type ModelEvent, type ModelOptions, type meaning } from './kernel.ts';
+import { ModelVm } from './model-vm.ts';
 
 // biome-ignore lint/suspicious/noExplicitAny: a line of a recording is checked by what is done with it
 type Json = any;
