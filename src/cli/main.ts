@@ -3,6 +3,7 @@
 // It ends with 0, with 1 if a comparison or an expectation failed, with 2 if the call or its input was wrong.
 
 import { Command, CommanderError } from 'commander';
+import { registerConform } from './conform/command.ts';
 import { registerList } from './list.ts';
 import { ExpectationError, registerRun } from './run.ts';
 import { InputError } from './scenario-file.ts';
@@ -28,6 +29,7 @@ const program = new Command('eptsim')
 Exit codes: 0 done, 1 a comparison or an expectation failed, 2 the call or its input was wrong.`,
   );
 registerRun(program);
+registerConform(program);
 registerList(program);
 
 try {

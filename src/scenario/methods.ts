@@ -74,7 +74,7 @@ const ACCESS: Record<string, Field> = {
 type Checked = any;
 
 /** How an access can end, and what becomes of a fault. */
-const REASONS = word('done', 'mmio', 'memory_fault', 'error', 'ept_misconfig');
+const REASONS = word('done', 'mmio', 'memory_fault', 'error', 'retry', 've');
 const RESULTS = word('fixed', 'spurious', 'retry', 'emulate', 'memory_fault', 'error', 'frozen');
 
 function gfnRange(args: Checked): Checked {
@@ -186,11 +186,17 @@ export const METHODS: Readonly<Record<string, Method>> = {
   close: onGuestMemfd({}, (fd) => fd.close()),
 
   run: onVcpu({}, (vcpu) => vcpu.run()),
-  access: onVcpu({ ...ACCESS, size: optional(u64) }, (vcpu, args) => vcpu.access(args), REASONS),
+  access: onVcpu(
+    { ...ACCESS, size: optional(u64), count: optional(number), stride: optional(u64) },
+    (vcpu, args) => vcpu.access(args),
+    REASONS,
+  ),
   preFaultMemory: onVcpu({ gpa: u64, size: u64, flags: optional(u64) }, preFaultAll, u64),
   accept: onVcpu({ gpa: u64, size: u64 }, (vcpu, args) => vcpu.accept(args), number),
   beginFault: { ...onVcpu(ACCESS, (vcpu, args) => vcpu.beginFault(args)), names: 'fault' },
   finishFault: onVcpu({ fault: { kind: 'fault' } }, (vcpu, { fault }) => vcpu.finishFault(fault), RESULTS),
+  dropFault: onVcpu({ fault: { kind: 'fault' } }, (vcpu, { fault }) => vcpu.dropFault(fault)),
+  setInGuest: onVcpu({ inGuest: flag }, (vcpu, { inGuest }) => vcpu.setInGuest(inGuest)),
   enterSmm: onVcpu({}, (vcpu) => vcpu.enterSmm()),
   leaveSmm: onVcpu({}, (vcpu) => vcpu.leaveSmm()),
 
