@@ -14,7 +14,7 @@ const COMPARED = new Set(
     'kvm_unmap_hva_range kvm_age_hva inv_begin inv_add inv_end flush flush_range req zap_leafs zap_leafs_ret zap_root zap_all',
     'inv_roots zap_inv_roots zap_all_fast split_huge split_huge_page wrprot_slot clear_dirty_mask write_protect_gfn',
     'zap_collapsible set_memslot swap_memslots flush_shadow_memslot commit_region mmio_gen gmem_inval_begin',
-    'flush_shadow_all reclaimed mark_mmio_spte',
+    'flush_shadow_all reclaimed mark_mmio_spte zap_sp',
   ].flatMap((line) => line.split(' ')),
 );
 const COMPARED_STATS = [
