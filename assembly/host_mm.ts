@@ -625,15 +625,16 @@ export function hostAccess(start: u64, lengthBytes: u64, write: bool, stepBytes:
     const mixed = mixedLeafTables(HOST_TREE, HOST_LEVEL, start >> 12, (end + PAGE - 1) >> 12);
     if (leafs > 0x7fffffff || !reserve(<u32>uppers, <u32>leafs + mixed)) return STATUS_CAPACITY;
   }
+  const lastPage = (start + ((lengthBytes - 1) / stepBytes) * stepBytes) >> 12;
   let at = start;
-  while (at < end) {
+  while (at < end && at >> 12 <= lastPage) {
     const index = lookupVma(at);
     if (index == ctl.vmaCount) return -EFAULT;
     const prot: u32 = vmaAt(index).prot;
     if (write ? (prot & PROT_WRITE) == 0 : prot == 0) return -EFAULT;
     const page = at >> 12;
     if (stepBytes <= PAGE) {
-      faultPage(index, page, ((end + PAGE - 1) >> 12) - page, write);
+      faultPage(index, page, lastPage + 1 - page, write);
       at = (page + hostRunPages) << 12;
     } else {
       faultPage(index, page, 1, write);
@@ -1293,19 +1294,14 @@ export function hostKsmMerge(start: u64, end: u64): i32 {
 }
 
 /**
- * /proc/self/clear_refs: 4 write-protects every page in one event for the whole address space, 1 tells KVM nothing.
+ * /proc/self/clear_refs: 4 fires one event for the whole address space, 1 tells KVM nothing. The ptes keep their
+ * permission, as in a kernel without soft-dirty bits.
  * Mirrors: clear_refs_write(), fs/proc/task_mmu.c
  */
 export function hostClearRefs(kind: u32): i32 {
   if (kind == 1) return 0;
   if (kind != 4) return -EINVAL;
-  if (!reserveRange(0, TASK_SIZE)) return STATUS_CAPACITY;
   startEvent(0, ~(<u64>0));
-  for (let index: u32 = 0; index < ctl.vmaCount; index++) {
-    const vma = vmaAt(index);
-    if (isHugetlb(vma)) continue;
-    treeModify(HOST_TREE, HOST_LEVEL, vma.start >> 12, vma.end >> 12, PAGE_PRESENT, PAGE_WRITABLE, 0);
-  }
   endEvent(0, ~(<u64>0));
   return 0;
 }

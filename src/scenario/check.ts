@@ -3,10 +3,12 @@
 // Every fault is reported with the path that leads to it, so that a caller who has the text can say line and column.
 // What only a run can know (a limit on a parameter, a counter's name) is left to run.ts.
 
+import { HOST_KINDS } from '../host-memory.ts';
 import type { ScenarioPath } from '../scenario.ts';
+import { FILTER_FORMS, KERNELS, VM_TYPES } from '../vm.ts';
 import { CONSTANTS, describe, FUNCTION_NAMES } from './expression.ts';
 import { type Field, fieldFault, flag, number, optional, u64, word } from './fields.ts';
-import { HOST_KINDS, METHODS, methodNamed } from './methods.ts';
+import { METHODS, methodNamed } from './methods.ts';
 import { didYouMean } from './nearest.ts';
 
 /** One thing wrong with a scenario. */
@@ -18,9 +20,9 @@ export interface ScenarioFault {
 }
 
 export const VM_FIELDS: Readonly<Record<string, Field>> = {
-  type: optional(word('default', 'sw-protected', 'tdx', 'snp')),
-  kernel: optional(word('rfc-v4', 'linux-6.12', 'linux-6.16')),
-  filterForm: optional(word('none', 'rfc-v4', 'gmem-v13', 'tdx-v18', 'attr-filter')),
+  type: optional(word(...VM_TYPES)),
+  kernel: optional(word(...KERNELS)),
+  filterForm: optional(word(...FILTER_FORMS)),
   memory: optional(u64),
   vcpus: optional(number),
   maxphyaddr: optional(number),

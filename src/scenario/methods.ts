@@ -5,7 +5,7 @@
 // Left out: snapshot(), restore(), steps() and the inspecting methods; a program calls those itself.
 
 import type { GuestMemfd } from '../guest-memfd.ts';
-import type { HostMemory } from '../host-memory.ts';
+import { type Advice, HOST_KINDS, type HostMemory } from '../host-memory.ts';
 import type { Vcpu } from '../vcpu.ts';
 import type { Vm } from '../vm.ts';
 import { type Field, flag, number, optional, u64, word } from './fields.ts';
@@ -33,20 +33,20 @@ export interface Method {
   call(handles: Handles, args: Arguments): unknown;
 }
 
-export const HOST_KINDS = ['anon4k', 'thp', 'hugetlb2m', 'hugetlb1g', 'shmem'] as const;
-
 const ADVICES = [
   'DONTNEED',
   'FREE',
-  'COLD',
-  'PAGEOUT',
   'REMOVE',
+  'MERGEABLE',
+  'UNMERGEABLE',
   'HUGEPAGE',
   'NOHUGEPAGE',
-  'COLLAPSE',
-  'POPULATE_WRITE',
+  'COLD',
+  'PAGEOUT',
   'POPULATE_READ',
-];
+  'POPULATE_WRITE',
+  'COLLAPSE',
+] as const satisfies readonly Advice[];
 
 const RANGE: Record<string, Field> = {
   slot: number,
@@ -203,18 +203,23 @@ export const METHODS: Readonly<Record<string, Method>> = {
   mmap: onHost({ kind: word(...HOST_KINDS), ...AREA, prot: optional(number) }, (host, args) => host.mmap(args)),
   munmap: onHost(AREA, (host, args) => host.munmap(args)),
   mprotect: onHost({ ...AREA, prot: number }, (host, args) => host.mprotect(args)),
-  madvise: onHost({ ...AREA, advice: word(...ADVICES) }, (host, args) => host.madvise(args)),
+  madvise: onHost({ ...AREA, advice: word(...ADVICES), succeeds: optional(flag) }, (host, args) => host.madvise(args)),
   mremap: onHost({ old: u64, length: u64, new: u64 }, (host, args) => host.mremap(args)),
-  'host.access': onHost({ ...AREA, write: flag, step: optional(u64) }, (host, args) => host.access(args)),
+  'host.access': onHost({ ...AREA, write: flag, step: optional(number) }, (host, args) => host.access(args)),
   migrate: onHost(AREA, (host, args) => host.migrate(args)),
   changePte: onHost({ hva: u64, writable: flag }, (host, args) => host.changePte(args)),
   pageIdleSet: onHost({ hva: u64, pages: number }, (host, args) => host.pageIdleSet(args), number),
-  age: onHost(AREA, (host, args) => host.age(args)),
+  age: onHost({ ...AREA, flush: optional(flag) }, (host, args) => host.age(args), flag),
   testAge: onHost({ hva: u64 }, (host, args) => host.testAge(args), flag),
   clearRefs: onHost({ kind: number }, (host, { kind }) => host.clearRefs(kind)),
   khugepaged: onHost(AREA, (host, args) => host.khugepaged(args)),
   ksm: onHost(AREA, (host, args) => host.ksm(args)),
-  invalidateRangeStart: onHost({ ...AREA, blockable: optional(flag) }, (host, args) => host.invalidateRangeStart(args)),
+  failHugePage: onHost(AREA, (host, args) => host.failHugePage(args)),
+  invalidateRangeStart: onHost(
+    { ...AREA, blockable: optional(flag) },
+    (host, args) => host.invalidateRangeStart(args),
+    flag,
+  ),
   invalidateRangeEnd: onHost(AREA, (host, args) => host.invalidateRangeEnd(args)),
 };
 

@@ -342,7 +342,7 @@ export class Replay implements Performer {
         this.secondVcpuRuns = true;
         return { ret: 0 };
       case 'stop_vcpu1':
-        this.requireVm(operation).vcpus[1].inGuest = false;
+        this.requireVm(operation).vcpus[1].setInGuest(false);
         this.secondVcpuRuns = false;
         return { ret: 0 };
       default:
@@ -465,7 +465,7 @@ export class Replay implements Performer {
         return { ret: 0, exits };
       }
       for (let k = 0n; k < BigInt(args.count as number); k++) {
-        if (!access(BigInt.asUintN(64, hex(args.gpa) + k * stride), kind, 4)) return failed;
+        if (!access(BigInt.asUintN(32, hex(args.gpa) + k * stride), kind, 4)) return failed;
       }
     }
     exits.push(['hlt']);
@@ -549,7 +549,7 @@ export class Replay implements Performer {
   private spin(): void {
     const vcpu = this.vm!.vcpus[1];
     vcpu.access({ gpa: CODE_GPA, kind: 'exec' });
-    vcpu.inGuest = true;
+    vcpu.setInGuest(true);
   }
 }
 

@@ -1,0 +1,288 @@
+// Arguments as they cross the boundary: numbers only. A raw u64 of an ioctl comes as two halves, low first, where a
+// double could not hold it; gfns and counts come as f64. Every call that changes state passes a gate here first.
+
+import { counter as counterValue, ctl } from './control';
+import { clearDirtyLog, dirtyRuns, getDirtyLogCheck, getDirtyLogProtect } from './dirty_log';
+import { gmemCreate, gmemFallocate, gmemMemoryError } from './guest_memfd';
+import {
+  hostAccess,
+  hostChangePte,
+  hostClearRefs,
+  hostDenyHuge,
+  hostKhugepaged,
+  hostKsmMerge,
+  hostMadvise,
+  hostMigrate,
+  hostMmap,
+  hostMprotect,
+  hostMremap,
+  hostMunmap,
+  hostPageIdleSet,
+} from './host_mm';
+import { mmuInvalidateRetry, mmuInvalidateRetryGfn, mmuInvalidateRetryGfnUnsafe } from './invalidate';
+import { memIsPrivate, vmSetMemoryAttributes } from './mem_attributes';
+import { vmSetMemoryRegion } from './memory_region';
+import { isMixed, memslotAt } from './memslots';
+import {
+  mmuNotifierAge,
+  mmuNotifierAgeFlush,
+  mmuNotifierInvalidateRangeEnd,
+  mmuNotifierInvalidateRangeStart,
+  mmuNotifierTestAge,
+} from './notifier';
+import { reserve } from './page_table';
+import { EINVAL, STATUS_CAPACITY, STATUS_DESTROYED, STATUS_OPERATION_PAUSED } from './status';
+import { vcpuAccept, vcpuAccess, vcpuBeginFault, vcpuPreFaultMemory, vcpuSetAddressSpace } from './vcpu';
+import {
+  vmDestroy,
+  vmEnableCap,
+  vmGfnRange,
+  vmRecoverNxHugePages,
+  vmReleaseGmem,
+  vmWriteNxHugePages,
+  vmZapGfnRange,
+} from './vm';
+
+function u64Of(low: u32, high: u32): u64 {
+  return <u64>low | ((<u64>high) << 32);
+}
+
+export function abiSetMemoryRegion(
+  version: u32,
+  slot: u32,
+  flags: u32,
+  gpaLow: u32,
+  gpaHigh: u32,
+  sizeLow: u32,
+  sizeHigh: u32,
+  hvaLow: u32,
+  hvaHigh: u32,
+  fd: i32,
+  fdKind: u32,
+  offsetLow: u32,
+  offsetHigh: u32,
+): i32 {
+  const gpa = u64Of(gpaLow, gpaHigh);
+  const size = u64Of(sizeLow, sizeHigh);
+  const hva = u64Of(hvaLow, hvaHigh);
+  return vmSetMemoryRegion(version, slot, flags, gpa, size, hva, fd, fdKind, u64Of(offsetLow, offsetHigh));
+}
+
+export function abiSetMemoryAttributes(
+  addressLow: u32,
+  addressHigh: u32,
+  sizeLow: u32,
+  sizeHigh: u32,
+  attributesLow: u32,
+  attributesHigh: u32,
+  flagsLow: u32,
+  flagsHigh: u32,
+): i32 {
+  return vmSetMemoryAttributes(
+    u64Of(addressLow, addressHigh),
+    u64Of(sizeLow, sizeHigh),
+    u64Of(attributesLow, attributesHigh),
+    u64Of(flagsLow, flagsHigh),
+  );
+}
+
+export function abiGmemCreate(sizeLow: u32, sizeHigh: u32, flagsLow: u32, flagsHigh: u32, fd: i32): i32 {
+  return gmemCreate(u64Of(sizeLow, sizeHigh), u64Of(flagsLow, flagsHigh), fd);
+}
+export function abiGmemFallocate(
+  fd: i32,
+  mode: u32,
+  offsetLow: u32,
+  offsetHigh: u32,
+  lengthLow: u32,
+  lengthHigh: u32,
+): i32 {
+  return gmemFallocate(fd, mode, u64Of(offsetLow, offsetHigh), u64Of(lengthLow, lengthHigh));
+}
+export function abiGmemMemoryError(fd: i32, page: f64): i32 {
+  return gmemMemoryError(fd, <u64>page);
+}
+export function abiGmemRelease(fd: i32): i32 {
+  return vmReleaseGmem(fd);
+}
+
+export function abiEnableCap(cap: u32, flagsLow: u32, flagsHigh: u32, argLow: u32, argHigh: u32): i32 {
+  return vmEnableCap(cap, u64Of(flagsLow, flagsHigh), u64Of(argLow, argHigh));
+}
+export function abiWriteNxHugePages(value: u32): i32 {
+  return vmWriteNxHugePages(value);
+}
+export function abiRecoverNxHugePages(limit: u32): i32 {
+  return vmRecoverNxHugePages(limit);
+}
+
+export function abiGetDirtyLogCheck(slot: u32): i32 {
+  return getDirtyLogCheck(slot);
+}
+export function abiDirtyRuns(slot: u32, fromPage: f64): u32 {
+  return dirtyRuns(slot, <u64>fromPage);
+}
+export function abiGetDirtyLogProtect(slot: u32): i32 {
+  return getDirtyLogProtect(slot);
+}
+export function abiClearDirtyLog(slot: u32, firstLow: u32, firstHigh: u32, numPages: u32, bitmapBytes: u32): i32 {
+  return clearDirtyLog(slot, u64Of(firstLow, firstHigh), numPages, bitmapBytes);
+}
+
+export function abiGfnRange(
+  call: u32,
+  asId: u32,
+  slot: u32,
+  startGfn: f64,
+  endGfn: f64,
+  argLow: u32,
+  argHigh: u32,
+  selector: u32,
+): i32 {
+  return vmGfnRange(call, asId, slot, startGfn, endGfn, u64Of(argLow, argHigh), selector);
+}
+export function abiZapGfnRange(startGfn: f64, endGfn: f64): i32 {
+  return vmZapGfnRange(startGfn, endGfn);
+}
+export function abiDestroy(): i32 {
+  return vmDestroy();
+}
+
+export function abiAccess(vcpu: u32, gfn: f64, access: u32, privateMode: u32, accesses: f64, strideGfns: f64): i32 {
+  return vcpuAccess(vcpu, <u64>gfn, access, privateMode, accesses, <u64>strideGfns);
+}
+export function abiPreFaultMemory(
+  vcpu: u32,
+  gpaLow: u32,
+  gpaHigh: u32,
+  sizeLow: u32,
+  sizeHigh: u32,
+  flagsLow: u32,
+  flagsHigh: u32,
+): i32 {
+  return vcpuPreFaultMemory(vcpu, u64Of(gpaLow, gpaHigh), u64Of(sizeLow, sizeHigh), u64Of(flagsLow, flagsHigh));
+}
+export function abiAccept(vcpu: u32, startGfn: f64, endGfn: f64): i32 {
+  return vcpuAccept(vcpu, <u64>startGfn, <u64>endGfn);
+}
+export function abiBeginFault(vcpu: u32, gfn: f64, access: u32, privateMode: u32): i32 {
+  return vcpuBeginFault(vcpu, <u64>gfn, access, privateMode);
+}
+export function abiSetAddressSpace(vcpu: u32, asId: u32): i32 {
+  return vcpuSetAddressSpace(vcpu, asId);
+}
+
+// --- The host --------------------------------------------------------------------------------------------------------
+
+export function abiHostMmap(kind: u32, hvaLow: u32, hvaHigh: u32, lengthLow: u32, lengthHigh: u32, prot: u32): i32 {
+  const start = u64Of(hvaLow, hvaHigh);
+  const length = u64Of(lengthLow, lengthHigh);
+  if (start + length < start) return -EINVAL;
+  return hostMmap(kind, start, start + length, prot);
+}
+export function abiHostMunmap(hvaLow: u32, hvaHigh: u32, lengthLow: u32, lengthHigh: u32): i32 {
+  const start = u64Of(hvaLow, hvaHigh);
+  const length = u64Of(lengthLow, lengthHigh);
+  if (start + length < start) return -EINVAL;
+  return hostMunmap(start, start + length);
+}
+export function abiHostMprotect(hvaLow: u32, hvaHigh: u32, lengthLow: u32, lengthHigh: u32, prot: u32): i32 {
+  const start = u64Of(hvaLow, hvaHigh);
+  const length = u64Of(lengthLow, lengthHigh);
+  if (start + length < start) return -EINVAL;
+  return hostMprotect(start, start + length, prot);
+}
+export function abiHostMadvise(hvaLow: u32, hvaHigh: u32, lengthLow: u32, lengthHigh: u32, advice: u32): i32 {
+  const start = u64Of(hvaLow, hvaHigh);
+  const length = u64Of(lengthLow, lengthHigh);
+  if (start + length < start) return -EINVAL;
+  return hostMadvise(start, length, advice);
+}
+export function abiHostMremap(
+  oldLow: u32,
+  oldHigh: u32,
+  lengthLow: u32,
+  lengthHigh: u32,
+  newLow: u32,
+  newHigh: u32,
+): i32 {
+  return hostMremap(u64Of(oldLow, oldHigh), u64Of(lengthLow, lengthHigh), u64Of(newLow, newHigh));
+}
+export function abiHostAccess(
+  hvaLow: u32,
+  hvaHigh: u32,
+  lengthLow: u32,
+  lengthHigh: u32,
+  write: u32,
+  stepBytes: f64,
+): i32 {
+  return hostAccess(u64Of(hvaLow, hvaHigh), u64Of(lengthLow, lengthHigh), write != 0, <u64>stepBytes);
+}
+export function abiHostMigrate(hvaLow: u32, hvaHigh: u32, lengthLow: u32, lengthHigh: u32): i32 {
+  const start = u64Of(hvaLow, hvaHigh);
+  return hostMigrate(start, start + u64Of(lengthLow, lengthHigh));
+}
+export function abiHostKhugepaged(hvaLow: u32, hvaHigh: u32, lengthLow: u32, lengthHigh: u32): i32 {
+  const start = u64Of(hvaLow, hvaHigh);
+  return hostKhugepaged(start, start + u64Of(lengthLow, lengthHigh));
+}
+export function abiHostKsmMerge(hvaLow: u32, hvaHigh: u32, lengthLow: u32, lengthHigh: u32): i32 {
+  const start = u64Of(hvaLow, hvaHigh);
+  return hostKsmMerge(start, start + u64Of(lengthLow, lengthHigh));
+}
+export function abiHostPageIdleSet(hvaLow: u32, hvaHigh: u32, pages: f64): i32 {
+  return <i32>hostPageIdleSet(u64Of(hvaLow, hvaHigh), <u64>pages);
+}
+export function abiHostClearRefs(kind: u32): i32 {
+  return hostClearRefs(kind);
+}
+export function abiHostChangePte(hvaLow: u32, hvaHigh: u32, writable: u32): i32 {
+  return hostChangePte(u64Of(hvaLow, hvaHigh), writable != 0);
+}
+
+export function abiHostFailHugePage(hvaLow: u32, hvaHigh: u32, lengthLow: u32, lengthHigh: u32): i32 {
+  const start = u64Of(hvaLow, hvaHigh);
+  return hostDenyHuge(start, start + u64Of(lengthLow, lengthHigh));
+}
+
+// --- The notifier, called bare ---------------------------------------------------------------------------------------
+
+export function abiInvalidateRangeStart(startLow: u32, startHigh: u32, endLow: u32, endHigh: u32, blockable: u32): i32 {
+  if (!reserve(64, 24)) return STATUS_CAPACITY;
+  return mmuNotifierInvalidateRangeStart(u64Of(startLow, startHigh), u64Of(endLow, endHigh), blockable != 0) ? 1 : 0;
+}
+export function abiInvalidateRangeEnd(startLow: u32, startHigh: u32, endLow: u32, endHigh: u32): i32 {
+  if (ctl.notifierActive == 0) return -EINVAL;
+  mmuNotifierInvalidateRangeEnd(u64Of(startLow, startHigh), u64Of(endLow, endHigh));
+  return 0;
+}
+export function abiNotifierAge(startLow: u32, startHigh: u32, endLow: u32, endHigh: u32, flush: u32): i32 {
+  if (!reserve(64, 24)) return STATUS_CAPACITY;
+  const start = u64Of(startLow, startHigh);
+  const end = u64Of(endLow, endHigh);
+  return (flush != 0 ? mmuNotifierAgeFlush(start, end) : mmuNotifierAge(start, end)) ? 1 : 0;
+}
+export function abiNotifierTestAge(hvaLow: u32, hvaHigh: u32): i32 {
+  return mmuNotifierTestAge(u64Of(hvaLow, hvaHigh)) ? 1 : 0;
+}
+
+// --- Questions -------------------------------------------------------------------------------------------------------
+
+export function abiRetryGfn(seq: f64, gfn: f64): i32 {
+  return mmuInvalidateRetryGfn(<u64>seq, <u64>gfn) ? 1 : 0;
+}
+export function abiRetryGfnUnsafe(seq: f64, gfn: f64): i32 {
+  return mmuInvalidateRetryGfnUnsafe(<u64>seq, <u64>gfn) ? 1 : 0;
+}
+export function abiRetry(seq: f64): i32 {
+  return mmuInvalidateRetry(<u64>seq) ? 1 : 0;
+}
+export function abiIsMixed(asId: u32, slot: u32, level: i32, gfn: f64): i32 {
+  return isMixed(memslotAt(asId, slot), level, <u64>gfn) ? 1 : 0;
+}
+export function abiIsPrivate(gfn: f64): i32 {
+  return memIsPrivate(<u64>gfn) ? 1 : 0;
+}
+export function abiCounter(index: i32): f64 {
+  return <f64>counterValue(index);
+}

@@ -1,0 +1,245 @@
+// Read-only walks: leaves as runs, the entries from a root down, and the oracle that looks for what must not be.
+
+import { ATTRIBUTES_TREE, ctl, hasPrivateMem, STALE_TREE, VM_TDX } from './control';
+import { gmemAt, PAGES_LEVEL, pagesTree } from './gmems';
+import { IO_BASE, IO_BYTES } from './layout';
+import { ATTRIBUTES_LEVEL } from './mem_attributes';
+import { endGfnOf, gfnToMemslot, Memslot } from './memslots';
+import {
+  atEnd,
+  atFlags,
+  atLevel,
+  childPtr,
+  EMPTY,
+  flagsOf,
+  indexAt,
+  isMarked,
+  LEAF,
+  LT,
+  leafLevelOf,
+  ltFlags,
+  pagesOf,
+  TABLE,
+  tagOf,
+  treeAt,
+  treeFlags,
+  treeRunEnd,
+  UNIFORM,
+} from './page_table';
+import { sideGet, sideKey } from './side';
+import { KIND, PRESENT } from './spte';
+import { STATUS_NO_HANDLE } from './status';
+import { keyBitsOf, ROOT_DIRECT, ROOT_MIRROR, type Root, rootAt, rootEntry, rootEntryLevel } from './tdp_mmu';
+
+const RECORD_BYTES: usize = 48;
+const RECORDS_MAX: u32 = <u32>(IO_BYTES / RECORD_BYTES);
+
+function put(index: u32, a: f64, b: f64, c: f64, d: f64, e: f64, f: f64): void {
+  const ptr = IO_BASE + <usize>index * RECORD_BYTES;
+  store<f64>(ptr, a);
+  store<f64>(ptr, b, 8);
+  store<f64>(ptr, c, 16);
+  store<f64>(ptr, d, 24);
+  store<f64>(ptr, e, 32);
+  store<f64>(ptr, f, 40);
+}
+
+/**
+ * Leaf runs of a root from `fromGfn` on, each level, gfn, leaves, flags, 0, 0 at IO_BASE. Returns how many; a full
+ * buffer asks to go on behind the last.
+ */
+export function inspectLeafs(rootIndex: u32, fromGfn: f64): i32 {
+  if (rootIndex >= ctl.rootHighWater || rootAt(rootIndex).used == 0) return STATUS_NO_HANDLE;
+  const root = rootAt(rootIndex);
+  const bits = keyBitsOf(root);
+  const limit = bits != 0 ? bits * 2 : pagesOf(rootEntryLevel());
+  let key = <u64>fromGfn + bits;
+  let records: u32 = 0;
+  while (key < limit && records < RECORDS_MAX) {
+    treeAt(rootEntry(root), rootEntryLevel(), key);
+    const end = min(atEnd, limit);
+    if (atFlags & PRESENT) {
+      const pages = pagesOf(atLevel);
+      put(records, <f64>atLevel, <f64>(key - bits), <f64>((end - key) / pages), <f64>atFlags, 0, 0);
+      records++;
+    }
+    key = end;
+  }
+  return <i32>records;
+}
+
+/** Non-leaf entries of a root, each level, gfn at IO_BASE, ascending by level from the top; at most what fits. */
+export function inspectTables(rootIndex: u32): i32 {
+  if (rootIndex >= ctl.rootHighWater || rootAt(rootIndex).used == 0) return STATUS_NO_HANDLE;
+  return <i32>tablesOf(rootEntry(rootAt(rootIndex)), rootEntryLevel(), 0, 0);
+}
+function tablesOf(entryPtr: usize, level: i32, base: u64, records: u32): u32 {
+  if (tagOf(entryPtr) != TABLE) return records;
+  const childLevel = level - 1;
+  for (let index: u32 = 0; index < 512 && records < RECORDS_MAX; index++) {
+    const child = childPtr(entryPtr, index);
+    const tag = tagOf(child);
+    if (tag == EMPTY || tag == LEAF) continue;
+    const childBase = base + <u64>index * pagesOf(childLevel);
+    put(records, <f64>childLevel, <f64>childBase, <f64>(tag == UNIFORM ? leafLevelOf(child) : 0), 0, 0, 0);
+    records = tablesOf(child, childLevel, childBase, records + 1);
+  }
+  return records;
+}
+
+/**
+ * The entries that a walk for `gfn` passes: level, class (as trace.ts), flags, first gfn, mark, index at IO_BASE.
+ * Returns how many.
+ */
+export function inspectWalk(rootIndex: u32, gfn: f64): i32 {
+  if (rootIndex >= ctl.rootHighWater || rootAt(rootIndex).used == 0) return STATUS_NO_HANDLE;
+  const root = rootAt(rootIndex);
+  const bits = keyBitsOf(root);
+  const key = <u64>gfn | bits;
+  let entry = rootEntry(root);
+  let at = rootEntryLevel();
+  let records: u32 = 0;
+  while (at > 1) {
+    const tag = tagOf(entry);
+    if (tag == EMPTY || tag == LEAF) break;
+    at--;
+    const base = <f64>(key & ~(pagesOf(at) - 1) & ~bits);
+    const index = <f64>indexAt(key, at);
+    if (tag == TABLE) {
+      entry = childPtr(entry, indexAt(key, at));
+      const childTag = tagOf(entry);
+      const spteClass = childTag == EMPTY ? 0 : childTag == LEAF ? 4 : 3;
+      put(
+        records++,
+        <f64>at,
+        spteClass,
+        <f64>(spteClass == 4 ? flagsOf(entry) : 0),
+        base,
+        isMarked(entry) ? 1 : 0,
+        index,
+      );
+      if (spteClass != 3) break;
+    } else if (tag == LT) {
+      const flags = ltFlags(entry, <i32>(key & 511));
+      const side = flags == 0 ? sideGet(sideKey(rootIndex, key)) : 0;
+      put(records++, 1, <f64>(flags & PRESENT ? 4 : side & 7), <f64>(flags != 0 ? flags : side >> 3), base, 0, index);
+      break;
+    } else {
+      // UNIFORM: the tables below are alike and stand for themselves.
+      const leafLevel = leafLevelOf(entry);
+      const flags = flagsOf(entry);
+      if (at > leafLevel) {
+        put(records++, <f64>at, 3, 0, base, 0, index);
+        continue;
+      }
+      put(records++, <f64>at, flags & PRESENT ? 4 : 0, <f64>(flags & PRESENT ? flags : 0), base, 0, index);
+      break;
+    }
+  }
+  return <i32>records;
+}
+
+// --- The oracle ------------------------------------------------------------------------------------------------------
+
+export const FOUND_STALE_BACKING: u32 = 1;
+export const FOUND_KIND_MISMATCH: u32 = 2;
+export const FOUND_UNFLUSHED: u32 = 3;
+export const FOUND_MIRROR_DISAGREES: u32 = 4;
+
+let findings: u32 = 0;
+function find(kind: u32, root: Root, gfn: u64, gfns: u64): void {
+  if (findings < RECORDS_MAX) put(findings, <f64>kind, <f64>root.asId, <f64>root.kind, <f64>gfn, <f64>gfns, 0);
+  findings++;
+}
+
+/** Looks at [start, end) of one run of leaves of one root, alike in flags. */
+function checkRun(root: Root, start: u64, end: u64, flags: u32): void {
+  const isPrivate = root.kind == ROOT_MIRROR || (flags & KIND) != 0;
+  let gfn = start;
+  while (gfn < end) {
+    let run = end;
+    if (hasPrivateMem()) {
+      run = treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn, run);
+      const attribute = treeFlags(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn) != 0;
+      if (attribute != isPrivate) find(FOUND_KIND_MISMATCH, root, gfn, run - gfn);
+    }
+    if (isPrivate) run = checkPrivateBacking(root, gfn, run);
+    else if (ctl.staleRecords != 0) {
+      run = treeRunEnd(STALE_TREE, 7, gfn, run);
+      if (treeFlags(STALE_TREE, 7, gfn) != 0) find(FOUND_STALE_BACKING, root, gfn, run - gfn);
+    }
+    gfn = run;
+  }
+}
+
+/** A private leaf needs a resident page of the bound file. Returns the end of what was looked at. */
+function checkPrivateBacking(root: Root, gfn: u64, limit: u64): u64 {
+  const kind = root.kind == ROOT_MIRROR ? FOUND_MIRROR_DISAGREES : FOUND_STALE_BACKING;
+  const slot = gfnToMemslot(root.asId, gfn);
+  if (slot === null) {
+    find(kind, root, gfn, 1);
+    return gfn + 1;
+  }
+  const end = min(limit, endGfnOf(slot));
+  if (slot.gmem == 0) {
+    find(kind, root, gfn, end - gfn);
+    return end;
+  }
+  const tree = pagesTree(gmemAt(slot.gmem - 1));
+  const offset = slot.gmemPgoff - slot.baseGfn;
+  const run = treeRunEnd(tree, PAGES_LEVEL, gfn + offset, end + offset) - offset;
+  if (treeFlags(tree, PAGES_LEVEL, gfn + offset) == 0) find(kind, root, gfn, run - gfn);
+  return run;
+}
+
+/** Runs the oracle: kind, address space, root kind, gfn, gfns a finding at IO_BASE. Returns how many there are. */
+export function vmCheck(): i32 {
+  findings = 0;
+  for (let index: u32 = 0; index < ctl.rootHighWater; index++) {
+    const root = rootAt(index);
+    if (root.used == 0 || root.invalid != 0) continue;
+    if (index == 0 && ctl.flushOwed != 0) find(FOUND_UNFLUSHED, root, 0, 0);
+    const bits = keyBitsOf(root);
+    const limit = bits != 0 ? bits * 2 : pagesOf(rootEntryLevel());
+    let key = bits;
+    while (key < limit) {
+      treeAt(rootEntry(root), rootEntryLevel(), key);
+      const end = min(atEnd, limit);
+      if (atFlags & PRESENT) checkRun(root, key - bits, end - bits, atFlags);
+      key = end;
+    }
+  }
+  return <i32>findings;
+}
+
+/** How many gfns a direct root maps shared although their attribute is private. */
+export function staleSharedLeafs(): f64 {
+  if (!hasPrivateMem()) return 0;
+  let stale: u64 = 0;
+  for (let index: u32 = 0; index < ctl.rootHighWater; index++) {
+    const root = rootAt(index);
+    if (root.used == 0 || root.invalid != 0 || root.kind != ROOT_DIRECT) continue;
+    const bits = keyBitsOf(root);
+    const limit = bits != 0 ? bits * 2 : pagesOf(rootEntryLevel());
+    let key = bits;
+    while (key < limit) {
+      treeAt(rootEntry(root), rootEntryLevel(), key);
+      const end = min(atEnd, limit);
+      const shared = (atFlags & PRESENT) != 0 && (atFlags & KIND) == 0;
+      if (shared) {
+        const pages = pagesOf(atLevel);
+        let gfn = key - bits;
+        while (gfn < end - bits) {
+          const run = treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn, end - bits);
+          // A leaf counts once if any gfn of it is private.
+          if (treeFlags(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn) != 0) {
+            stale += (run + pages - 1) / pages - gfn / pages;
+          }
+          gfn = run;
+        }
+      }
+      key = end;
+    }
+  }
+  return <f64>stale;
+}

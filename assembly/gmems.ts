@@ -1,0 +1,52 @@
+// The guest_memfd files of a VM: their pages, and which slots bind them.
+//
+// One file is one inode here; an inode shared by two VMs is out of scope. Its pages are a tree keyed by page index.
+// Mirrors: struct kvm_gmem, virt/kvm/guest_memfd.c
+
+import { ctl } from './control';
+import { GMEM_BASE, GMEM_BYTES } from './layout';
+
+/** Flags of a page of the file: allocated, prepared, and what the guest has in it. */
+export const PAGE_RESIDENT: u32 = 1;
+/** The guest has content here: it wrote, or on a TD accepted the page. */
+export const PAGE_WRITTEN: u32 = 2;
+/** It once had: a page that is touched and not written lost what was in it. */
+export const PAGE_TOUCHED: u32 = 8;
+export const PAGE_POISONED: u32 = 16;
+export const PAGES_LEVEL: i32 = 7;
+
+// Gmem, 96 bytes. open = 0 after the last fput; the record is then free.
+@unmanaged
+export class Gmem {
+  used: u32;
+  open: u32;
+  fd: i32;
+  bindings: u32;
+  sizeBytes: u64;
+  pagesLo: u64;
+  pagesHi: u64;
+  pad0: u64;
+  pad1: u64;
+  pad2: u64;
+  pad3: u64;
+  pad4: u64;
+  pad5: u64;
+  pad6: u64;
+}
+if (offsetof<Gmem>() != 96) ERROR('Gmem is no longer 96 bytes: redraw it');
+
+export function gmemAt(index: u32): Gmem {
+  return changetype<Gmem>(GMEM_BASE + <usize>index * GMEM_BYTES);
+}
+export function pagesTree(gmem: Gmem): usize {
+  return changetype<usize>(gmem) + offsetof<Gmem>('pagesLo');
+}
+
+/** The open file with this descriptor; index + 1, 0 if none. */
+export function gmemByFd(fd: i32): u32 {
+  for (let index: u32 = 0; index < ctl.gmemHighWater; index++) {
+    const gmem = gmemAt(index);
+    if (gmem.used != 0 && gmem.open != 0 && gmem.fd == fd) return index + 1;
+  }
+  return 0;
+}

@@ -1,0 +1,293 @@
+// guest_memfd: create, bind, allocate, punch hole, release, memory error.
+// Mirrors: virt/kvm/guest_memfd.c. Left out: huge folios (order 0 throughout), an inode shared by two VMs.
+
+import {
+  C_GMEM_PAGES_ALLOCATED,
+  C_GMEM_PAGES_FREED,
+  C_LOCK_SECTIONS,
+  C_PRIVATE_PAGES_LOST,
+  count,
+  ctl,
+} from './control';
+import {
+  type Gmem,
+  gmemAt,
+  gmemByFd,
+  PAGE_POISONED,
+  PAGE_RESIDENT,
+  PAGE_TOUCHED,
+  PAGE_WRITTEN,
+  PAGES_LEVEL,
+  pagesTree,
+} from './gmems';
+import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
+import { GMEM_BYTES, GMEMS_MAX } from './layout';
+import { BY_GFN, type Memslot, slotAtPlace, slotCount } from './memslots';
+import { SELECT_GMEM, unmapGfnRange } from './mmu';
+import { freeSubtree, reserve, treeCount, treeFlags, treeModify, treeRunEnd, treeSet } from './page_table';
+import { PAUSE_GMEM_ZAPPED, pausePoint } from './pause';
+import { EBADF, EFAULT, EHWPOISON, EINVAL, ENOMEM, EOPNOTSUPP, STATUS_CAPACITY } from './status';
+import { flushRemoteTlbs } from './tlb';
+import { EV_GMEM_INVAL_BEGIN, trace2 } from './trace';
+
+const FALLOC_KEEP_SIZE: u32 = 1;
+const FALLOC_PUNCH_HOLE: u32 = 2;
+const LAST_INDEX: u64 = ~(<u64>0);
+
+/** KVM_CREATE_GUEST_MEMFD. `fd` was chosen by the caller. Returns 0 or -errno. Mirrors: kvm_gmem_create() */
+export function gmemCreate(size: u64, flags: u64, fd: i32): i32 {
+  if (flags != 0) return -EINVAL;
+  if (<i64>size <= 0 || (size & 4095) != 0) return -EINVAL;
+  for (let index: u32 = 0; index < GMEMS_MAX; index++) {
+    const gmem = gmemAt(index);
+    if (gmem.used != 0) continue;
+    memory.fill(changetype<usize>(gmem), 0, GMEM_BYTES);
+    gmem.used = 1;
+    gmem.open = 1;
+    gmem.fd = fd;
+    gmem.sizeBytes = size;
+    ctl.openGmems++;
+    if (index >= ctl.gmemHighWater) ctl.gmemHighWater = index + 1;
+    return 0;
+  }
+  return -ENOMEM;
+}
+
+/**
+ * Checks that `slot` can be bound to pages [offset, offset + size) of `fd`. Returns index + 1 or -errno.
+ * Mirrors: kvm_gmem_bind()
+ */
+export function gmemCheckBind(fd: i32, fdKind: u32, offset: u64, size: u64): i32 {
+  if (fdKind == FD_NOT_OPEN) return -EBADF;
+  if (fdKind != FD_GMEM_OF_THIS_VM) return -EINVAL;
+  const found = gmemByFd(fd);
+  if (found == 0) return -EINVAL;
+  const gmem = gmemAt(found - 1);
+  if (<i64>offset < 0 || (offset & 4095) != 0 || offset + size > gmem.sizeBytes) return -EINVAL;
+  const start = offset >> 12;
+  const end = start + (size >> 12);
+  for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
+    for (let place: u32 = 0; place < slotCount(asId); place++) {
+      const slot = slotAtPlace(asId, BY_GFN, place);
+      if (slot.gmem == found && slot.gmemPgoff < end && slot.gmemPgoff + slot.npages > start) return -EINVAL;
+    }
+  }
+  return <i32>found;
+}
+/** What a descriptor given to an ioctl is, as the caller's table knows it. */
+export const FD_NOT_OPEN: u32 = 0;
+export const FD_OTHER: u32 = 1;
+export const FD_GMEM_OF_THIS_VM: u32 = 2;
+
+// --- Invalidation ----------------------------------------------------------------------------------------------------
+
+/** The next piece, from `first` up to `last`, in which the kernel's xarray stores a binding [first, last]. */
+function pieceEnd(first: u64, last: u64): u64 {
+  let at = first;
+  let shift: u64 = 0;
+  let reach = last - first;
+  let order: u64 = 63;
+  while ((at & 63) == 0) {
+    if (reach < 63 || (reach == 63 && order < 63)) break;
+    shift += 6;
+    if (order == 63) order = reach & 63;
+    reach >>= 6;
+    at >>= 6;
+  }
+  order = at & 63;
+  if (order + reach > 63) reach = 63 - order;
+  if (((at + reach + 1) << shift) - 1 > last) reach--;
+  return (at + reach + 1) << shift;
+}
+
+/** The bound slot of `file` whose pages begin lowest at or after `fromPage`; null at the end. */
+function nextBinding(file: u32, fromPage: u64): Memslot | null {
+  let best: Memslot | null = null;
+  for (let place: u32 = 0; place < slotCount(0); place++) {
+    const slot = slotAtPlace(0, BY_GFN, place);
+    if (slot.gmem != file || slot.gmemPgoff < fromPage) continue;
+    if (best === null || slot.gmemPgoff < best.gmemPgoff) best = slot;
+  }
+  return best;
+}
+
+/**
+ * Zaps what maps pages [start, end) of the file, once for each piece of a binding that the range meets (R-GMEM-5's
+ * correction in host-model 2.1). Returns whether any binding was met: then gmemInvalidateEnd() is due.
+ * Mirrors: kvm_gmem_invalidate_begin()
+ */
+function gmemInvalidateBegin(file: u32, start: u64, end: u64): bool {
+  trace2(EV_GMEM_INVAL_BEGIN, 0, 0, start, end, 0);
+  let met = false;
+  let flush = false;
+  let slot = nextBinding(file, 0);
+  while (slot !== null) {
+    const first = slot.gmemPgoff;
+    const after = first + slot.npages;
+    if (first < end && after > start) {
+      const from = slot.baseGfn + (max(first, start) - first);
+      const to = slot.baseGfn + (min(after, end) - first);
+      let piece = first;
+      while (piece < after) {
+        const next = pieceEnd(piece, after - 1);
+        if (piece < end && next > start) {
+          if (!met) {
+            met = true;
+            count(C_LOCK_SECTIONS, 1);
+            mmuInvalidateBegin();
+          }
+          mmuInvalidateRangeAdd(from, to);
+          flush = unmapGfnRange(slot, from, to, 0, SELECT_GMEM) || flush;
+        }
+        piece = next;
+      }
+    }
+    slot = nextBinding(file, first + 1);
+  }
+  if (flush) flushRemoteTlbs();
+  return met;
+}
+
+function gmemInvalidateEnd(met: bool): void {
+  if (!met) return;
+  count(C_LOCK_SECTIONS, 1);
+  mmuInvalidateEnd();
+}
+
+/** Frees pages [start, end): what the guest had in them is gone. */
+function truncatePages(gmem: Gmem, start: u64, end: u64): void {
+  const tree = pagesTree(gmem);
+  const freed = treeCount(tree, PAGES_LEVEL, start, end, PAGE_RESIDENT);
+  count(C_PRIVATE_PAGES_LOST, treeCount(tree, PAGES_LEVEL, start, end, PAGE_RESIDENT | PAGE_WRITTEN));
+  count(C_GMEM_PAGES_FREED, freed);
+  if (freed != 0) treeSet(tree, PAGES_LEVEL, start, end, 1, 0);
+}
+
+function bindingsOf(file: u32): u32 {
+  let bindings: u32 = 0;
+  for (let place: u32 = 0; place < slotCount(0); place++) {
+    if (slotAtPlace(0, BY_GFN, place).gmem == file) bindings++;
+  }
+  return bindings;
+}
+function reserveInvalidation(file: u32): bool {
+  const bindings = bindingsOf(file);
+  return reserve(12 + bindings * 24, 4 + bindings * 8);
+}
+
+// --- System calls ----------------------------------------------------------------------------------------------------
+
+/** fallocate(2) on the file. Mirrors: kvm_gmem_fallocate() and the checks of vfs_fallocate() before it */
+export function gmemFallocate(fd: i32, mode: u32, offset: u64, length: u64): i32 {
+  const file = gmemByFd(fd);
+  if (file == 0) return -EBADF;
+  const gmem = gmemAt(file - 1);
+  if (<i64>offset < 0 || <i64>length <= 0) return -EINVAL;
+  if ((mode & FALLOC_KEEP_SIZE) == 0) return -EOPNOTSUPP;
+  if ((mode & ~(FALLOC_KEEP_SIZE | FALLOC_PUNCH_HOLE)) != 0) return -EOPNOTSUPP;
+  if (<i64>(offset + length) < 0) return -EFBIG;
+  if ((offset & 4095) != 0 || (length & 4095) != 0) return -EINVAL;
+  const start = offset >> 12;
+  const end = (offset + length) >> 12;
+  if (mode & FALLOC_PUNCH_HOLE) {
+    if (!reserveInvalidation(file)) return STATUS_CAPACITY;
+    const met = gmemInvalidateBegin(file, start, end);
+    pausePoint(PAUSE_GMEM_ZAPPED);
+    truncatePages(gmem, start, end);
+    gmemInvalidateEnd(met);
+    return 0;
+  }
+  if (offset + length > gmem.sizeBytes) return -EINVAL;
+  if (!reserve(12, 2)) return STATUS_CAPACITY;
+  allocatePages(gmem, start, end);
+  return 0;
+}
+const EFBIG: i32 = 27;
+
+/** Makes pages [start, end) resident; those that are keep their content. Requires: reserve(12, 2). */
+function allocatePages(gmem: Gmem, start: u64, end: u64): void {
+  const tree = pagesTree(gmem);
+  let page = start;
+  while (page < end) {
+    const run = treeRunEnd(tree, PAGES_LEVEL, page, end);
+    if (treeFlags(tree, PAGES_LEVEL, page) == 0) {
+      if (!reserve(12, 2)) return;
+      treeSet(tree, PAGES_LEVEL, page, run, 1, PAGE_RESIDENT);
+      count(C_GMEM_PAGES_ALLOCATED, run - page);
+    }
+    page = run;
+  }
+}
+
+/** Last close of the file: zaps every bound slot, takes the file from it, frees the pages. Mirrors: kvm_gmem_release() */
+export function gmemRelease(fd: i32): i32 {
+  const file = gmemByFd(fd);
+  if (file == 0) return -EBADF;
+  if (!reserveInvalidation(file)) return STATUS_CAPACITY;
+  const gmem = gmemAt(file - 1);
+  const met = gmemInvalidateBegin(file, 0, LAST_INDEX);
+  pausePoint(PAUSE_GMEM_ZAPPED);
+  for (let place: u32 = 0; place < slotCount(0); place++) {
+    const slot = slotAtPlace(0, BY_GFN, place);
+    if (slot.gmem == file) slot.gmem = 0;
+  }
+  gmemInvalidateEnd(met);
+  truncatePages(gmem, 0, gmem.sizeBytes >> 12);
+  freeSubtree(pagesTree(gmem), PAGES_LEVEL);
+  gmem.open = 0;
+  gmem.used = 0;
+  ctl.openGmems--;
+  return 0;
+}
+
+/** A hardware memory error in one page: zapped, never freed, later faults -EHWPOISON. Mirrors: kvm_gmem_error_folio() */
+export function gmemMemoryError(fd: i32, page: u64): i32 {
+  const file = gmemByFd(fd);
+  if (file == 0) return -EBADF;
+  const gmem = gmemAt(file - 1);
+  if (page >= gmem.sizeBytes >> 12) return -EINVAL;
+  if (!reserveInvalidation(file)) return STATUS_CAPACITY;
+  const met = gmemInvalidateBegin(file, page, page + 1);
+  const tree = pagesTree(gmem);
+  if (treeFlags(tree, PAGES_LEVEL, page) == 0) {
+    treeSet(tree, PAGES_LEVEL, page, page + 1, 1, PAGE_RESIDENT | PAGE_POISONED);
+    count(C_GMEM_PAGES_ALLOCATED, 1);
+  } else {
+    treeModify(tree, PAGES_LEVEL, page, page + 1, PAGE_RESIDENT, 0, PAGE_POISONED);
+  }
+  gmemInvalidateEnd(met);
+  return 0;
+}
+
+// --- Faults ----------------------------------------------------------------------------------------------------------
+
+/** Pages from the one that gmemGetPfn() gave, at most its limit, that are resident and sound. */
+export let gmemRunPages: u64 = 0;
+
+/**
+ * The page behind a private gfn, allocated on demand and up to `limitPages` more behind it. Returns 0 or -errno.
+ * Requires: reserve(12, 2). Mirrors: kvm_gmem_get_pfn()
+ */
+export function gmemGetPfn(slot: Memslot, gfn: u64, limitPages: u64): i32 {
+  if (slot.gmem == 0) return -EFAULT;
+  const gmem = gmemAt(slot.gmem - 1);
+  const page = gfn - slot.baseGfn + slot.gmemPgoff;
+  const tree = pagesTree(gmem);
+  const flags = treeFlags(tree, PAGES_LEVEL, page);
+  if (flags & PAGE_POISONED) return -EHWPOISON;
+  const run = treeRunEnd(tree, PAGES_LEVEL, page, page + limitPages);
+  gmemRunPages = run - page;
+  if (flags == 0) {
+    treeSet(tree, PAGES_LEVEL, page, run, 1, PAGE_RESIDENT);
+    count(C_GMEM_PAGES_ALLOCATED, gmemRunPages);
+  }
+  return 0;
+}
+
+/** The guest put content into private pages of `slot`. Requires: reserve(12, 4). */
+export function gmemContentWritten(slot: Memslot, startGfn: u64, endGfn: u64): void {
+  if (slot.gmem == 0) return;
+  const offset = slot.gmemPgoff - slot.baseGfn;
+  const tree = pagesTree(gmemAt(slot.gmem - 1));
+  treeModify(tree, PAGES_LEVEL, startGfn + offset, endGfn + offset, PAGE_RESIDENT, 0, PAGE_WRITTEN | PAGE_TOUCHED);
+}

@@ -1,0 +1,224 @@
+// Private or shared, per gfn: zap, store, allow huge pages again.
+//
+// The attributes are a tree over gfns (present = private), not an entry per page; the counter attribute_xarray_ops still
+// says how many xarray operations KVM spends, two a gfn.
+// Mirrors: virt/kvm/kvm_main.c (kvm_vm_ioctl_set_mem_attributes), arch/x86/kvm/mmu/mmu.c (kvm_arch_*_set_memory_attributes)
+
+import {
+  ATTRIBUTES_TREE,
+  C_ATTRIBUTE_XARRAY_OPS,
+  C_LOCK_SECTIONS,
+  count,
+  ctl,
+  FORM_RFC_V4,
+  hasPrivateMem,
+  VM_SNP,
+} from './control';
+import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
+import {
+  BY_GFN,
+  endGfnOf,
+  firstPlaceByGfn,
+  isMixed,
+  type Memslot,
+  MIXED_1G_LEVEL,
+  MIXED_2M_LEVEL,
+  mixedTree,
+  slotAtPlace,
+  slotCount,
+} from './memslots';
+import { KVM_MEMORY_ATTRIBUTE_PRIVATE, MAY_BLOCK, selectAttributes, unmapGfnRange } from './mmu';
+import { pagesOf, reserve, treeCount, treeFlags, treeSet } from './page_table';
+import { PAUSE_ATTRIBUTES_STORED, PAUSE_ATTRIBUTES_ZAPPED, pausePoint } from './pause';
+import { EINVAL, STATUS_CAPACITY } from './status';
+import { flushRemoteTlbs } from './tlb';
+import { EV_POST_ATTR, EV_PRE_ATTR, trace2 } from './trace';
+
+/** Attributes of gfns below 2^52: 6 levels. */
+export const ATTRIBUTES_LEVEL: i32 = 7;
+
+/** Mirrors: kvm_mem_is_private() */
+export function memIsPrivate(gfn: u64): bool {
+  return treeFlags(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn) != 0;
+}
+
+/** Whether all of [startGfn, endGfn) is private, or none. Mirrors: kvm_range_has_memory_attributes() */
+function rangeHasMemoryAttributes(startGfn: u64, endGfn: u64, isPrivate: bool): bool {
+  const privateGfns = treeCount(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, startGfn, endGfn, 1);
+  return privateGfns == (isPrivate ? endGfn - startGfn : 0);
+}
+
+/**
+ * KVM_SET_MEMORY_ATTRIBUTES, in bytes. Returns 0 or -EINVAL in the order of the kernel's checks.
+ * Mirrors: kvm_vm_ioctl_set_mem_attributes()
+ */
+export function vmSetMemoryAttributes(address: u64, size: u64, attributes: u64, flags: u64): i32 {
+  if (flags != 0) return -EINVAL;
+  const supported: u64 = hasPrivateMem() ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
+  if (attributes & ~supported) return -EINVAL;
+  if (size == 0 || address + size < address || address + size == 0) return -EINVAL;
+  if ((address & 4095) != 0 || (size & 4095) != 0) return -EINVAL;
+  return setMemAttributes(address >> 12, (address + size) >> 12, attributes);
+}
+
+/** How many slots, over all address spaces, meet [startGfn, endGfn). */
+export function slotsMeeting(startGfn: u64, endGfn: u64): u32 {
+  let met: u32 = 0;
+  for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
+    for (let place = firstPlaceByGfn(asId, startGfn); place < slotCount(asId); place++) {
+      if (slotAtPlace(asId, BY_GFN, place).baseGfn >= endGfn) break;
+      met++;
+    }
+  }
+  return met;
+}
+
+/** Mirrors: kvm_vm_set_mem_attributes() */
+function setMemAttributes(startGfn: u64, endGfn: u64, attributes: u64): i32 {
+  const isPrivate = attributes != 0;
+  if (rangeHasMemoryAttributes(startGfn, endGfn, isPrivate)) return 0;
+  const met = slotsMeeting(startGfn, endGfn);
+  // The attribute tree's two boundaries; two in each mixed tree and in the page tables of each slot met.
+  if (!reserve(12 + met * 36, 4 + met * 12)) return STATUS_CAPACITY;
+  if (met != 0) {
+    count(C_LOCK_SECTIONS, 1);
+    preSet(startGfn, endGfn, attributes);
+    pausePoint(PAUSE_ATTRIBUTES_ZAPPED);
+  }
+  treeSet(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, startGfn, endGfn, 1, isPrivate ? 1 : 0);
+  count(C_ATTRIBUTE_XARRAY_OPS, (endGfn - startGfn) * 2);
+  if (met != 0) {
+    pausePoint(PAUSE_ATTRIBUTES_STORED);
+    count(C_LOCK_SECTIONS, 1);
+    mmuInvalidateEnd();
+    postSet(startGfn, endGfn, attributes);
+  }
+  return 0;
+}
+
+/** The first pass: publishes the hull, zaps what the new attributes leave behind, flushes once. */
+function preSet(startGfn: u64, endGfn: u64, attributes: u64): void {
+  mmuInvalidateBegin();
+  let flush = false;
+  for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
+    let place = firstPlaceByGfn(asId, startGfn);
+    for (; place < slotCount(asId); place++) {
+      const slot = slotAtPlace(asId, BY_GFN, place);
+      if (slot.baseGfn >= endGfn) break;
+      const from = max(startGfn, slot.baseGfn);
+      const to = min(endGfn, endGfnOf(slot));
+      mmuInvalidateRangeAdd(from, to);
+      flush = preSetMemoryAttributes(slot, from, to, attributes) || flush;
+    }
+  }
+  if (flush) flushRemoteTlbs();
+}
+
+function postSet(startGfn: u64, endGfn: u64, attributes: u64): void {
+  for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
+    for (let place = firstPlaceByGfn(asId, startGfn); place < slotCount(asId); place++) {
+      const slot = slotAtPlace(asId, BY_GFN, place);
+      if (slot.baseGfn >= endGfn) break;
+      const from = max(startGfn, slot.baseGfn);
+      const to = min(endGfn, endGfnOf(slot));
+      postSetMemoryAttributes(slot, from, to, attributes);
+    }
+  }
+}
+
+/**
+ * Adds to the hull the huge regions at the range's ends that must not be mapped huge meanwhile, and zaps the range in
+ * the roots that the new attributes mean. Under the RFC an SNP VM zaps nothing here: its vendor waits for guest_memfd.
+ * Mirrors: kvm_arch_pre_set_memory_attributes(); the vendor callback of the RFC's v3 (spec 2.5)
+ */
+function preSetMemoryAttributes(slot: Memslot, startGfn: u64, endGfn: u64, attributes: u64): bool {
+  trace2(EV_PRE_ATTR, MAY_BLOCK | (slot.asId << 5), slot.id, startGfn, endGfn, attributes);
+  if (ctl.hugepageGuard != 0) {
+    for (let level = 2; level <= 3; level++) {
+      const pages = pagesOf(level);
+      const head = startGfn & ~(pages - 1);
+      const tail = (endGfn - 1) & ~(pages - 1);
+      if (head != startGfn || head + pages > endGfn) guardRegion(slot, level, head);
+      if (tail != head && tail + pages > endGfn) guardRegion(slot, level, tail);
+    }
+  }
+  if (ctl.filterForm == FORM_RFC_V4 && ctl.vmType == VM_SNP) return false;
+  return unmapGfnRange(slot, startGfn, endGfn, attributes, selectAttributes(attributes));
+}
+
+function guardRegion(slot: Memslot, level: i32, gfn: u64): void {
+  const pages = pagesOf(level);
+  if (gfn < slot.baseGfn || gfn + pages > endGfnOf(slot) || isMixed(slot, level, gfn)) return;
+  mmuInvalidateRangeAdd(gfn, gfn + pages);
+}
+
+function setMixed(slot: Memslot, level: i32, startGfn: u64, endGfn: u64, mixed: bool): void {
+  const shift = <u64>(level == 2 ? 9 : 18);
+  const entryLevel = level == 2 ? MIXED_2M_LEVEL : MIXED_1G_LEVEL;
+  treeSet(mixedTree(slot, level), entryLevel, startGfn >> shift, endGfn >> shift, 1, mixed ? 1 : 0);
+}
+
+/** Whether the region of `level` at `gfn` has one value throughout. Mirrors: hugepage_has_attrs() */
+function regionHasAttributes(slot: Memslot, level: i32, gfn: u64, isPrivate: bool): bool {
+  const pages = pagesOf(level);
+  if (level == 2) return rangeHasMemoryAttributes(gfn, gfn + pages, isPrivate);
+  // None of its 2M regions mixed, and each with the value at its first gfn: the same as uniform throughout.
+  const mixed = treeCount(mixedTree(slot, 2), MIXED_2M_LEVEL, gfn >> 9, (gfn + pages) >> 9, 1);
+  return mixed == 0 && rangeHasMemoryAttributes(gfn, gfn + pages, isPrivate);
+}
+
+/**
+ * Tracks which huge regions are mixed after [startGfn, endGfn) of `slot` took `attributes`.
+ * Mirrors: kvm_arch_post_set_memory_attributes()
+ */
+function postSetMemoryAttributes(slot: Memslot, startGfn: u64, endGfn: u64, attributes: u64): void {
+  trace2(EV_POST_ATTR, MAY_BLOCK | (slot.asId << 5), slot.id, startGfn, endGfn, attributes);
+  const isPrivate = attributes != 0;
+  const slotEnd = endGfnOf(slot);
+  for (let level = 2; level <= 3; level++) {
+    const pages = pagesOf(level);
+    let gfn = startGfn & ~(pages - 1);
+    if (gfn != startGfn || gfn + pages > endGfn) {
+      if (gfn >= slot.baseGfn && gfn + pages <= slotEnd) {
+        setMixed(slot, level, gfn, gfn + pages, !regionHasAttributes(slot, level, gfn, isPrivate));
+      }
+      gfn += pages;
+    }
+    const wholeEnd = endGfn & ~(pages - 1);
+    if (gfn < wholeEnd) {
+      setMixed(slot, level, gfn, wholeEnd, false);
+      gfn = wholeEnd;
+    }
+    if (gfn < endGfn && gfn + pages <= slotEnd) {
+      setMixed(slot, level, gfn, gfn + pages, !regionHasAttributes(slot, level, gfn, isPrivate));
+    }
+  }
+}
+
+/**
+ * Computes the mixed regions of a slot that is created over attributes set before. Requires: reserve().
+ * Mirrors: kvm_mmu_init_memslot_memory_attributes()
+ */
+export function initMemslotMixed(slot: Memslot): void {
+  if (!hasPrivateMem()) return;
+  for (let level = 2; level <= 3; level++) {
+    const pages = pagesOf(level);
+    const first = (slot.baseGfn + pages - 1) & ~(pages - 1);
+    const last = endGfnOf(slot) & ~(pages - 1);
+    let gfn = first;
+    while (gfn < last) {
+      // Skip whole runs of one value: a region is mixed only where a run ends inside it.
+      const run = attributeRunEnd(gfn, last);
+      const wholeEnd = run & ~(pages - 1);
+      if (run >= last) break;
+      if (wholeEnd != run) setMixed(slot, level, wholeEnd, wholeEnd + pages, true);
+      gfn = wholeEnd == run ? run : wholeEnd + pages;
+    }
+  }
+}
+
+import { treeRunEnd } from './page_table';
+
+function attributeRunEnd(gfn: u64, limit: u64): u64 {
+  return treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn, limit);
+}

@@ -1,0 +1,422 @@
+// A fault in two phases: take the sequence number and the page, then install or learn that it went stale.
+//
+// One record holds a fault between its phases, so that an invalidation can be placed there. A run of faults that would
+// all end alike is carried out at once (faultRun), which is what lets a terabyte be pre-faulted.
+// Mirrors: arch/x86/kvm/mmu/mmu.c (kvm_mmu_faultin_pfn, kvm_mmu_hugepage_adjust, kvm_tdp_mmu_page_fault),
+// arch/x86/kvm/mmu/spte.c (make_spte). Left out: write tracking, access tracking without A/D bits, async faults.
+
+import {
+  ATTRIBUTES_TREE,
+  C_PAGE_AUG,
+  C_PAGES_ACCEPTED,
+  C_PF_MMIO_SPTE_CREATED,
+  C_RETRIES_FROZEN,
+  C_RETRIES_HULL,
+  C_RETRIES_SEQ,
+  C_RETRIES_SLOT_INVALID,
+  count,
+  ctl,
+  hasPrivateMem,
+  PROFILE_6_16,
+  STALE_TREE,
+  VM_SW_PROTECTED,
+  VM_TDX,
+} from './control';
+import { markPagesDirty } from './dirty_log';
+import { gmemGetPfn, gmemRunPages } from './guest_memfd';
+import { hostFault, hostLevel, hostRunPages, hostWritable } from './host_mm';
+import { INVALID_GPA, mmuInvalidateRetryGfn, mmuInvalidateRetryGfnUnsafe } from './invalidate';
+import { allowedLevel } from './mapping_level';
+import { ATTRIBUTES_LEVEL, memIsPrivate } from './mem_attributes';
+import {
+  endGfnOf,
+  gfnToMemslot,
+  MEM_LOG_DIRTY_PAGES,
+  MEM_READONLY,
+  type Memslot,
+  memslotAt,
+  shapeForbids,
+} from './memslots';
+import {
+  atEnd,
+  atFlags,
+  atLevel,
+  atTag,
+  EMPTY,
+  LEAF,
+  LT,
+  pagesOf,
+  reserve,
+  treeFlags,
+  treeRunEnd,
+  UNIFORM,
+} from './page_table';
+import { ACCESSED, DIRTY, HOST_WRITABLE, KIND, MMU_WRITABLE, NX, PRESENT, WRITABLE } from './spte';
+import { EFAULT, EIO, STATUS_CAPACITY } from './status';
+import {
+  mappedNewFlags,
+  mappedOldFlags,
+  mappedOverTable,
+  maxGfnExclusive,
+  newLeafFlags,
+  RET_PF_BUG,
+  RET_PF_EMULATE,
+  RET_PF_FIXED,
+  RET_PF_FROZEN,
+  RET_PF_RETRY,
+  RET_PF_SPURIOUS,
+  ROOT_DIRECT,
+  ROOT_MIRROR,
+  type Root,
+  rootAt,
+  tdpMmuFreeze,
+  tdpMmuMap,
+  tdpMmuMapMmio,
+  tdpMmuMapRun,
+  tdpMmuNxDisallowed,
+  tdpMmuSideCode,
+  tdpMmuThaw,
+  tdpMmuWalk,
+} from './tdp_mmu';
+import { codeOfMmio, EV_MARK_MMIO_SPTE, SPTE_FROZEN, SPTE_MMIO, trace } from './trace';
+import { Vcpu, vcpuAt } from './vcpus';
+
+export const ACCESS_READ: u32 = 0;
+export const ACCESS_WRITE: u32 = 1;
+export const ACCESS_EXEC: u32 = 2;
+
+/** kvm_exit_reason KVM_EXIT_MEMORY_FAULT: the fault's gfn, whether the access was private. */
+export const RET_PF_MEMORY_FAULT: i32 = 7;
+/** The lookup went well: a page is at hand. */
+const CONTINUE: i32 = 0;
+
+// Fault, 128 bytes. stage: 0 free, 1 begun, 2 frozen (mirror root), 3 decided before installing (result).
+@unmanaged
+export class Fault {
+  stage: u32;
+  vcpu: u32;
+  access: u32;
+  isPrivate: u32;
+  prefetch: u32;
+  slotAs: u32;
+  slotId: u32;
+  hasSlot: u32;
+  gfn: u64;
+  seq: u64;
+  hostLevel: u32;
+  hostWritable: u32;
+  runPages: u64;
+  result: i32;
+  error: i32;
+  rsvd: u32;
+  rootSequence: u32;
+  newFlags: u32;
+  limitPages: u32;
+  pad0: u64;
+  pad1: u64;
+  pad2: u64;
+  pad3: u64;
+  pad4: u64;
+}
+if (offsetof<Fault>() != 128) ERROR('Fault is no longer 128 bytes: redraw it');
+
+/** Space for a fault that is carried through at once: the last record of the table. */
+import { FAULT_BYTES, FAULTS_BASE, FAULTS_MAX } from './layout';
+export function faultAt(index: u32): Fault {
+  return changetype<Fault>(FAULTS_BASE + <usize>index * FAULT_BYTES);
+}
+export function scratchFault(): Fault {
+  const fault = faultAt(FAULTS_MAX - 1);
+  memory.fill(changetype<usize>(fault), 0, FAULT_BYTES);
+  return fault;
+}
+
+/** The shared-bit-free gfn of an address, and whether it is private for `privateMode` (0 no, 1 yes, 2 as the attribute). */
+export function initFault(fault: Fault, vcpu: u32, gfn: u64, access: u32, privateMode: u32, prefetch: bool): void {
+  fault.vcpu = vcpu;
+  fault.access = access;
+  fault.prefetch = prefetch ? 1 : 0;
+  fault.gfn = gfn;
+  fault.limitPages = 1;
+  if (!hasPrivateMem()) fault.isPrivate = 0;
+  else if (privateMode == 2 || ctl.vmType == VM_SW_PROTECTED) fault.isPrivate = memIsPrivate(gfn) ? 1 : 0;
+  else fault.isPrivate = privateMode;
+}
+
+/** Upper tables and leaf-table blocks that one fault may need, in all the stores it touches. */
+export function reserveFault(): bool {
+  return reserve(64, 24);
+}
+
+function slotOf(fault: Fault): Memslot {
+  return memslotAt(fault.slotAs, fault.slotId);
+}
+
+function countRetry(gfn: u64): i32 {
+  const inHull = ctl.invInProgress > 0 && gfn >= ctl.invStart && gfn < ctl.invEnd;
+  count(inHull ? C_RETRIES_HULL : C_RETRIES_SEQ, 1);
+  return RET_PF_RETRY;
+}
+
+/**
+ * Takes the sequence number, checks attributes and slot, finds the page. Returns CONTINUE (0), RET_PF_RETRY,
+ * RET_PF_EMULATE (no slot, or a write to a read-only one), RET_PF_MEMORY_FAULT or -errno.
+ * Mirrors: kvm_mmu_faultin_pfn()
+ */
+function faultinPfn(fault: Fault): i32 {
+  const vcpu = vcpuAt(fault.vcpu);
+  const gfn = fault.gfn;
+  fault.seq = ctl.invSeq;
+  if (hasPrivateMem() && (fault.isPrivate != 0) != memIsPrivate(gfn)) {
+    fault.error = -EFAULT;
+    return RET_PF_MEMORY_FAULT;
+  }
+  const slot = gfnToMemslot(vcpu.asId, gfn);
+  if (slot === null) {
+    if (fault.isPrivate != 0) {
+      fault.error = -EFAULT;
+      return RET_PF_MEMORY_FAULT;
+    }
+    vcpu.mmioGfn = gfn;
+    vcpu.mmioGeneration = ctl.mmioGen0;
+    vcpu.mmioValid = 1;
+    fault.hasSlot = 0;
+    if (ctl.mmioCaching == 0 || gfn >= maxGfnExclusive(ctl.directBits)) return RET_PF_EMULATE;
+    return CONTINUE;
+  }
+  fault.hasSlot = 1;
+  fault.slotAs = slot.asId;
+  fault.slotId = slot.id;
+  if (slot.invalid != 0) {
+    count(C_RETRIES_SLOT_INVALID, 1);
+    return RET_PF_RETRY;
+  }
+  if (mmuInvalidateRetryGfnUnsafe(fault.seq, gfn)) return countRetry(gfn);
+  const limit = min(<u64>fault.limitPages, endGfnOf(slot) - gfn);
+  if (fault.isPrivate != 0) {
+    const error = gmemGetPfn(slot, gfn, limit);
+    if (error != 0) {
+      fault.error = error;
+      return RET_PF_MEMORY_FAULT;
+    }
+    fault.hostLevel = 1;
+    fault.hostWritable = 1;
+    fault.runPages = gmemRunPages;
+  } else {
+    const write = fault.access == ACCESS_WRITE;
+    const readOnly = (slot.flags & MEM_READONLY) != 0;
+    if (write && readOnly) return RET_PF_EMULATE;
+    const error = hostFault(slot.hva + ((gfn - slot.baseGfn) << 12), write, limit);
+    if (error != 0) return error;
+    fault.hostLevel = <u32>hostLevel;
+    fault.hostWritable = hostWritable && !readOnly ? 1 : 0;
+    fault.runPages = hostRunPages;
+  }
+  if (mmuInvalidateRetryGfnUnsafe(fault.seq, gfn)) return countRetry(gfn);
+  return CONTINUE;
+}
+
+/** The level a fault goes to. Mirrors: kvm_mmu_hugepage_adjust(), disallowed_hugepage_adjust() */
+let requestedLevel: i32 = 1;
+let hugeDisallowed: bool = false;
+function goalLevel(fault: Fault, slot: Memslot, root: Root): i32 {
+  requestedLevel = 1;
+  hugeDisallowed = fault.access == ACCESS_EXEC && ctl.nxHugePages != 0;
+  if (fault.isPrivate != 0 || (slot.flags & MEM_LOG_DIRTY_PAGES) != 0) return 1;
+  requestedLevel = min(allowedLevel(slot, fault.gfn, 3), <i32>fault.hostLevel);
+  if (requestedLevel == 1 || hugeDisallowed) return 1;
+  let goal = requestedLevel;
+  if (ctl.nxHugePages != 0) while (goal > 1 && tdpMmuNxDisallowed(root, fault.gfn, goal)) goal--;
+  return goal;
+}
+
+/** The flags of a new leaf, D apart. Mirrors: make_spte() */
+function leafFlags(fault: Fault, level: i32, isMirror: bool): u32 {
+  let flags = PRESENT;
+  if (fault.hostWritable != 0) flags |= WRITABLE | HOST_WRITABLE | MMU_WRITABLE;
+  if (isMirror) return flags | KIND;
+  if (fault.prefetch == 0) flags |= ACCESSED;
+  if (level > 1 && ctl.nxHugePages != 0) flags |= NX;
+  if (fault.isPrivate != 0) flags |= KIND;
+  return flags;
+}
+
+/** Whether a present leaf with `flags` lets the access through. */
+export function accessAllowed(flags: u32, access: u32): bool {
+  if (access == ACCESS_WRITE) return (flags & WRITABLE) != 0;
+  return access != ACCESS_EXEC || (flags & NX) == 0;
+}
+
+/** The root that a fault goes to; null if the vCPU has none that is valid. */
+function rootOf(fault: Fault): Root | null {
+  const vcpu = vcpuAt(fault.vcpu);
+  const loaded = ctl.vmType == VM_TDX && fault.isPrivate != 0 ? vcpu.mirrorRoot : vcpu.root;
+  if (loaded == 0) return null;
+  const root = rootAt(loaded - 1);
+  return root.invalid != 0 ? null : root;
+}
+
+/**
+ * Installs what faultinPfn() found, or learns that it is stale. On a mirror root stops once with RET_PF_FROZEN if
+ * `stepwise`. Mirrors: kvm_tdp_mmu_page_fault(), tdp_mmu_map_handle_target_level()
+ */
+function install(fault: Fault, stepwise: bool): i32 {
+  const gfn = fault.gfn;
+  const root = rootOf(fault);
+  if (root === null) return RET_PF_RETRY;
+  if (fault.hasSlot != 0 && mmuInvalidateRetryGfn(fault.seq, gfn)) return countRetry(gfn);
+  if (fault.hasSlot == 0) return installMmio(fault, root);
+  const slot = slotOf(fault);
+  const goal = goalLevel(fault, slot, root);
+  if (tdpMmuSideCode(root, gfn) == SPTE_FROZEN) {
+    count(C_RETRIES_FROZEN, 1);
+    return RET_PF_RETRY;
+  }
+  if (root.kind == ROOT_MIRROR) return installMirror(fault, root, stepwise);
+  tdpMmuWalk(root, gfn);
+  const present = (atFlags & PRESENT) != 0;
+  if (present && ctl.staleRecords != 0 && treeFlags(STALE_TREE, 7, gfn) != 0) return RET_PF_BUG;
+  if (ctl.profile == PROFILE_6_16 && present && atLevel <= goal) {
+    // 6.16 looks before it rewrites.
+    if (fault.prefetch != 0 || accessAllowed(atFlags, fault.access)) {
+      if (((atFlags & KIND) != 0) != (fault.isPrivate != 0)) return RET_PF_BUG;
+      fault.newFlags = atFlags;
+      return RET_PF_SPURIOUS;
+    }
+  }
+  const result = tdpMmuMap(root, gfn, goal, leafFlags(fault, goal, false), hugeDisallowed ? requestedLevel : 0);
+  if (result == RET_PF_BUG) return result;
+  // Writable sptes of a logged slot are dirty, whether or not this fault changed them.
+  if ((mappedNewFlags & WRITABLE) != 0) markPagesDirty(slot, gfn, gfn + 1);
+  if (result == RET_PF_FIXED || result == RET_PF_SPURIOUS) extendRun(fault, slot, root, goal);
+  return result;
+}
+
+/**
+ * After a pre-fault of one entry: maps as many entries behind it as would end alike, up to fault.runPages, and sets
+ * runPages to the gfns that are now done.
+ */
+function extendRun(fault: Fault, slot: Memslot, root: Root, goal: i32): void {
+  const pages = pagesOf(goal);
+  const base = fault.gfn & ~(pages - 1);
+  const first = base + pages;
+  const oldFlags = mappedOldFlags;
+  const newFlags = mappedNewFlags;
+  let limit = min(fault.gfn + fault.runPages, fault.gfn + <u64>fault.limitPages);
+  fault.runPages = first - fault.gfn;
+  if (fault.prefetch == 0 || mappedOverTable || fault.limitPages <= pages || limit <= first) return;
+  // A trace lists a table's link before its leaves: stay within the table that the first entry linked.
+  if (ctl.traceOn != 0) limit = min(limit, (base & ~(pages * 512 - 1)) + pages * 512);
+  if (hasPrivateMem()) limit = treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, first - 1, limit);
+  limit &= ~(pages - 1);
+  // Levels above the goal must stay forbidden: only what holds for the whole run may forbid them.
+  if (goal == 1 && fault.isPrivate == 0 && (slot.flags & MEM_LOG_DIRTY_PAGES) == 0 && fault.hostLevel > 1) return;
+  if (goal > 1) {
+    if (goal == 2 && fault.hostLevel > 2) return;
+    let whole = first;
+    while (whole < limit && allowedLevel(slot, whole, goal) == goal && !hugeMarked(root, whole, goal)) whole += pages;
+    limit = whole;
+  }
+  let gfn = first;
+  while (gfn < limit) {
+    tdpMmuWalk(root, gfn);
+    const alike = atFlags == oldFlags && (atFlags & PRESENT ? atLevel == goal : atLevel >= goal);
+    if (!alike || (goal > 1 && atTag == LT)) break;
+    if (goal > 1 && atTag == UNIFORM && atLevel < goal) break;
+    if (ctl.sideCount != 0 && goal == 1 && sideIn(root, gfn, min(limit, atEnd))) break;
+    const end = min(limit, atEnd & ~keyMask(root));
+    if (end <= gfn) break;
+    gfn = end;
+  }
+  if (gfn <= first) return;
+  if (!reserve(12, 4)) return;
+  tdpMmuMapRun(root, first, gfn, goal, oldFlags, newFlags);
+  if ((newFlags & WRITABLE) != 0) markPagesDirty(slot, first, gfn);
+  fault.runPages = gfn - fault.gfn;
+}
+
+function keyMask(root: Root): u64 {
+  return root.kind == ROOT_DIRECT ? ctl.directBits : 0;
+}
+function hugeMarked(root: Root, gfn: u64, level: i32): bool {
+  return ctl.nxHugePages != 0 && tdpMmuNxDisallowed(root, gfn, level);
+}
+/** Whether any entry of [startGfn, endGfn), a stretch of one leaf table, has a side record. */
+function sideIn(root: Root, startGfn: u64, endGfn: u64): bool {
+  if (endGfn - startGfn > 512) return false;
+  for (let gfn = startGfn; gfn < endGfn; gfn++) if (tdpMmuSideCode(root, gfn) != 0) return true;
+  return false;
+}
+
+function installMirror(fault: Fault, root: Root, stepwise: bool): i32 {
+  const gfn = fault.gfn;
+  tdpMmuWalk(root, gfn);
+  if (atFlags & PRESENT) {
+    const slot = slotOf(fault);
+    // Present already: with all that follow in the run.
+    const end = min(atEnd, gfn + min(fault.runPages, <u64>fault.limitPages));
+    fault.runPages = max(end - gfn, 1);
+    fault.newFlags = atFlags;
+    return RET_PF_SPURIOUS;
+  }
+  const flags = leafFlags(fault, 1, true);
+  fault.newFlags = flags;
+  tdpMmuFreeze(root, gfn);
+  if (stepwise) {
+    ctl.frozenFaults++;
+    return RET_PF_FROZEN;
+  }
+  tdpMmuThaw(root, gfn, flags);
+  count(C_PAGE_AUG, 1);
+  let limit = gfn + min(fault.runPages, <u64>fault.limitPages);
+  if (ctl.traceOn != 0) limit = min(limit, (gfn & ~511) + 512);
+  limit = treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn, limit);
+  let end = gfn + 1;
+  while (end < limit) {
+    tdpMmuWalk(root, end);
+    if ((atFlags & PRESENT) != 0 || (ctl.sideCount != 0 && sideIn(root, end, min(limit, atEnd)))) break;
+    end = min(limit, atEnd);
+  }
+  fault.runPages = 1;
+  if (end > gfn + 1 && reserve(12, 4)) {
+    tdpMmuMapRun(root, gfn + 1, end, 1, 0, flags);
+    count(C_PAGE_AUG, end - gfn - 1);
+    fault.runPages = end - gfn;
+  }
+  return RET_PF_FIXED;
+}
+
+function installMmio(fault: Fault, root: Root): i32 {
+  const vcpu = vcpuAt(fault.vcpu);
+  const generation = vcpu.asId == 0 ? ctl.mmioGen0 : ctl.mmioGen1;
+  tdpMmuMapMmio(root, fault.gfn, codeOfMmio(generation));
+  count(C_PF_MMIO_SPTE_CREATED, 1);
+  trace(EV_MARK_MMIO_SPTE, 0, 0, fault.gfn);
+  return RET_PF_EMULATE;
+}
+
+/** The first phase. Requires: initFault(), reserveFault(). Returns 0 to go on, or the result. */
+export function faultBegin(fault: Fault): i32 {
+  return faultinPfn(fault);
+}
+
+/** The second phase; the third on a mirror root that froze. A BUG marks the VM dead and changes nothing. */
+export function faultFinish(fault: Fault, stepwise: bool): i32 {
+  const result = install(fault, stepwise);
+  if (result == RET_PF_BUG) {
+    ctl.dead = 1;
+    fault.error = -EIO;
+    return -EIO;
+  }
+  return result;
+}
+
+/** The module's call returned: the frozen entry takes its leaf. */
+export function faultThaw(fault: Fault): i32 {
+  const root = rootOf(fault);
+  ctl.frozenFaults--;
+  if (root === null) return RET_PF_RETRY;
+  tdpMmuThaw(root, fault.gfn, fault.newFlags);
+  count(C_PAGE_AUG, 1);
+  return RET_PF_FIXED;
+}

@@ -1,0 +1,794 @@
+// How a table is stored: bit-plane leaf tables, counts cached in the parent, uniform subtrees. Knows no KVM.
+//
+// A tree maps keys (gfns, hva pages, file pages) to 8 flag bits. Bit 0 means present; the others count only where it
+// is set. The page tables of the guest, the host's page table, attributes, file residency, page contents, mixed
+// regions and dirty bitmaps are all trees. A tree is one entry, held by its owner.
+//
+// Entry, 16 bytes. An entry at level L covers 512^(L-1) keys.
+//
+//   0            4            8            12           16
+//   ├────────────┼────────────┼────────────┼────────────┤
+//   │ descriptor │ block      │ counts     │ (unused)   │
+//   └────────────┴────────────┴────────────┴────────────┘
+//   descriptor: tag 0-2 │ leaf level 3-6 │ flags 8-15 │ planes 16-23 │ allocated planes 24-31
+//   counts:     present 0-9 │ accessed 10-19 │ side records 20-29 │ mark 30
+//
+//   EMPTY    nothing below, no table linked
+//   LEAF     one leaf of this entry's own level (2 or above)
+//   TABLE    an upper table: 512 entries in `block`
+//   LT       a leaf table (level-2 entries only): `flags` hold for every present key, except the bits in `planes`,
+//            whose 512 values are 64-byte planes in `block`. No planes: no block.
+//   UNIFORM  tables linked all the way down to `leaf level`, whose entries are all alike: `flags`, or nothing
+//
+// `planes` are the bits that differ, `allocated` those with a place in the block: a plane that turns uniform keeps its
+// place, so that aging and write-protecting a whole table touch the entry alone.
+// Left out: pfns. They follow from the backing (host_mm.ts, guest_memfd.ts).
+
+import { ctl } from './control';
+import { CLASS_UPPER, UPPER_BLOCKS } from './layout';
+
+export const ENTRY_BYTES: usize = 16;
+export const EMPTY: u32 = 0;
+export const LEAF: u32 = 1;
+export const TABLE: u32 = 2;
+export const LT: u32 = 3;
+export const UNIFORM: u32 = 4;
+
+/** Bit 2 is the one whose present keys are counted in the entry: A of an spte. */
+export const COUNTED_BIT: u32 = 4;
+const COUNTED_SHIFT: u32 = 2;
+
+/** Set in `counts` by the owner: an entry so marked never folds into its parent (an nx-disallowed table). */
+export const MARK: u32 = 1 << 30;
+const SIDE_ONE: u32 = 1 << 20;
+const SIDE_MASK: u32 = 0x3ff << 20;
+
+/** Keys covered by one entry of `level`. */
+export function pagesOf(level: i32): u64 {
+  return (<u64>1) << (9 * (level - 1));
+}
+
+export function tagOf(entryPtr: usize): u32 {
+  return load<u32>(entryPtr) & 7;
+}
+export function flagsOf(entryPtr: usize): u32 {
+  return (load<u32>(entryPtr) >> 8) & 255;
+}
+export function leafLevelOf(entryPtr: usize): i32 {
+  return (load<u32>(entryPtr) >> 3) & 15;
+}
+function planesOf(entryPtr: usize): u32 {
+  return (load<u32>(entryPtr) >> 16) & 255;
+}
+/** Present keys of a leaf table. */
+export function presentCount(entryPtr: usize): u32 {
+  return load<u32>(entryPtr, 8) & 0x3ff;
+}
+export function sideCount(entryPtr: usize): u32 {
+  return (load<u32>(entryPtr, 8) >> 20) & 0x3ff;
+}
+export function addSide(entryPtr: usize): void {
+  store<u32>(entryPtr, load<u32>(entryPtr, 8) + SIDE_ONE, 8);
+}
+export function dropSide(entryPtr: usize): void {
+  store<u32>(entryPtr, load<u32>(entryPtr, 8) - SIDE_ONE, 8);
+}
+export function isMarked(entryPtr: usize): bool {
+  return (load<u32>(entryPtr, 8) & MARK) != 0;
+}
+export function setMark(entryPtr: usize, on: bool): void {
+  const counts = load<u32>(entryPtr, 8);
+  store<u32>(entryPtr, on ? counts | MARK : counts & ~MARK, 8);
+}
+
+function descriptor(tag: u32, leafLevel: i32, flags: u32): u32 {
+  return tag | ((<u32>leafLevel) << 3) | (flags << 8);
+}
+
+/** Writes an entry that owns no block; what was there must have been freed. Keeps nothing of the old counts. */
+export function setEmpty(entryPtr: usize): void {
+  store<u64>(entryPtr, 0);
+  store<u64>(entryPtr, 0, 8);
+}
+export function setLeaf(entryPtr: usize, level: i32, flags: u32): void {
+  store<u64>(entryPtr, descriptor(LEAF, level, flags));
+  store<u64>(entryPtr, 0, 8);
+}
+/** Tables down to `leafLevel` linked below an entry of `level`, all entries there alike. */
+export function setUniform(entryPtr: usize, level: i32, leafLevel: i32, flags: u32): void {
+  if (level == 2) {
+    store<u64>(entryPtr, descriptor(LT, 1, flags));
+    store<u64>(entryPtr, flags & 1 ? 512 | (flags & COUNTED_BIT ? 512 << 10 : 0) : 0, 8);
+  } else {
+    store<u64>(entryPtr, descriptor(UNIFORM, leafLevel, flags));
+    store<u64>(entryPtr, 0, 8);
+  }
+}
+
+// --- Blocks ----------------------------------------------------------------------------------------------------------
+
+function blocksOfClass(sizeClass: i32): u32 {
+  return sizeClass == CLASS_UPPER ? UPPER_BLOCKS : (<u32>1) << sizeClass;
+}
+function stackBasePtr(sizeClass: i32): usize {
+  return changetype<usize>(ctl) + offsetof<ControlStacks>('base') + ((<usize>sizeClass) << 2);
+}
+function stackCountPtr(sizeClass: i32): usize {
+  return changetype<usize>(ctl) + offsetof<ControlStacks>('count') + ((<usize>sizeClass) << 2);
+}
+/** Where the five stack bases and counts stand in Control. */
+@unmanaged
+class ControlStacks {
+  magic: u32;
+  layoutVersion: u32;
+  memoryBytes: u64;
+  ringRecords: u32;
+  arenaBase: u32;
+  arenaBlocks: u32;
+  arenaNext: u32;
+  base: u32;
+  base1: u32;
+  base2: u32;
+  base3: u32;
+  base4: u32;
+  count: u32;
+}
+
+/**
+ * Whether `uppers` upper tables and `leafs` leaf-table blocks of the largest class can be had. Called once before an
+ * operation changes anything; after it no allocation of the operation can fail.
+ */
+export function reserve(uppers: u32, leafs: u32): bool {
+  ctl.reservations++;
+  if (ctl.failReservation != 0 && ctl.reservations == ctl.failReservation) return false;
+  const left = ctl.arenaBlocks - ctl.arenaNext;
+  const freeUppers = ctl.stackCount4;
+  const freeLeafs = ctl.stackCount3;
+  const needUppers: u64 = uppers > freeUppers ? <u64>(uppers - freeUppers) : 0;
+  const needLeafs: u64 = leafs > freeLeafs ? <u64>(leafs - freeLeafs) : 0;
+  return needUppers * UPPER_BLOCKS + needLeafs * 8 <= <u64>left;
+}
+
+function allocate(sizeClass: i32): u32 {
+  const countPtr = stackCountPtr(sizeClass);
+  const depth = load<u32>(countPtr);
+  if (depth > 0) {
+    store<u32>(countPtr, depth - 1);
+    return load<u32>(<usize>load<u32>(stackBasePtr(sizeClass)) + ((<usize>(depth - 1)) << 2));
+  }
+  const blocks = blocksOfClass(sizeClass);
+  const next = ctl.arenaNext;
+  if (next + blocks <= ctl.arenaBlocks) {
+    ctl.arenaNext = next + blocks;
+    return next;
+  }
+  // Cut a larger free block: a reservation counts the largest class only.
+  for (let larger = sizeClass + 1; larger <= CLASS_UPPER; larger++) {
+    const largerCountPtr = stackCountPtr(larger);
+    const largerDepth = load<u32>(largerCountPtr);
+    if (largerDepth == 0) continue;
+    store<u32>(largerCountPtr, largerDepth - 1);
+    const block = load<u32>(<usize>load<u32>(stackBasePtr(larger)) + ((<usize>(largerDepth - 1)) << 2));
+    const size = blocksOfClass(larger);
+    for (let at = blocks; at < size; at += blocks) release(sizeClass, block + at);
+    return block;
+  }
+  assert(false, 'an allocation was not reserved');
+  return unreachable();
+}
+
+function release(sizeClass: i32, block: u32): void {
+  const countPtr = stackCountPtr(sizeClass);
+  const depth = load<u32>(countPtr);
+  store<u32>(<usize>load<u32>(stackBasePtr(sizeClass)) + ((<usize>depth) << 2), block);
+  store<u32>(countPtr, depth + 1);
+}
+
+function blockPtr(block: u32): usize {
+  return <usize>ctl.arenaBase + ((<usize>block) << 6);
+}
+
+function classOfPlanes(allocated: u32): i32 {
+  const planes = popcnt(allocated);
+  return planes <= 2 ? planes - 1 : planes <= 4 ? 2 : 3;
+}
+
+// --- Leaf tables -----------------------------------------------------------------------------------------------------
+
+function releasePlanes(entryPtr: usize): void {
+  const allocated = load<u32>(entryPtr) >> 24;
+  if (allocated != 0) release(classOfPlanes(allocated), load<u32>(entryPtr, 4));
+}
+
+/** The plane of `bit`; it must be allocated. */
+function planePtr(entryPtr: usize, bit: u32): usize {
+  const allocated = load<u32>(entryPtr) >> 24;
+  return blockPtr(load<u32>(entryPtr, 4)) + ((<usize>popcnt(allocated & ((1 << bit) - 1))) << 6);
+}
+
+/** Gives `bit` a plane that holds its uniform value. */
+function addPlane(entryPtr: usize, bit: u32): void {
+  const desc = load<u32>(entryPtr);
+  const allocated = desc >> 24;
+  if ((allocated & (1 << bit)) == 0) {
+    const grown = allocated | (1 << bit);
+    const rank = popcnt(allocated & ((1 << bit) - 1));
+    const after = popcnt(allocated) - rank;
+    const newClass = classOfPlanes(grown);
+    if (allocated == 0) {
+      store<u32>(entryPtr, allocate(newClass), 4);
+    } else {
+      const oldClass = classOfPlanes(allocated);
+      const oldPtr = blockPtr(load<u32>(entryPtr, 4));
+      if (newClass == oldClass) {
+        if (after > 0)
+          memory.copy(oldPtr + ((<usize>(rank + 1)) << 6), oldPtr + ((<usize>rank) << 6), (<usize>after) << 6);
+      } else {
+        const block = allocate(newClass);
+        const newPtr = blockPtr(block);
+        if (rank > 0) memory.copy(newPtr, oldPtr, (<usize>rank) << 6);
+        if (after > 0)
+          memory.copy(newPtr + ((<usize>(rank + 1)) << 6), oldPtr + ((<usize>rank) << 6), (<usize>after) << 6);
+        release(oldClass, load<u32>(entryPtr, 4));
+        store<u32>(entryPtr, block, 4);
+      }
+    }
+    store<u32>(entryPtr, (desc & 0x00ffffff) | (grown << 24));
+  }
+  store<u32>(entryPtr, load<u32>(entryPtr) | ((1 << bit) << 16));
+  memory.fill(planePtr(entryPtr, bit), (desc >> (8 + bit)) & 1 ? 0xff : 0, 64);
+}
+
+/** Makes `bit` uniform; its plane keeps its place. */
+function dropPlane(entryPtr: usize, bit: u32, value: u32): void {
+  const mask = (1 << bit) as u32;
+  store<u32>(entryPtr, (load<u32>(entryPtr) & ~(mask << 8) & ~(mask << 16)) | ((value & 1) << (8 + bit)));
+}
+
+/** Bits [from, to) that fall in word `word` of a plane. */
+function wordMask(word: i32, from: i32, to: i32): u64 {
+  const low = from - (word << 6);
+  const high = to - (word << 6);
+  let mask: u64 = ~(<u64>0);
+  if (low > 0) mask <<= <u64>low;
+  if (high < 64) mask &= ~(~(<u64>0) << (<u64>high));
+  return mask;
+}
+
+/** One word of `bit`'s values, from its plane or its uniform value. */
+function valueWord(entryPtr: usize, bit: u32, word: i32): u64 {
+  const desc = load<u32>(entryPtr);
+  if ((desc >> (16 + bit)) & 1) return load<u64>(planePtr(entryPtr, bit) + ((<usize>word) << 3));
+  return (desc >> (8 + bit)) & 1 ? ~(<u64>0) : 0;
+}
+
+/** Writes the counts anew after a change that was not counted on the way. */
+function recount(entryPtr: usize): void {
+  let present: u32 = 0;
+  let accessed: u32 = 0;
+  for (let word = 0; word < 8; word++) {
+    const presentWord = valueWord(entryPtr, 0, word);
+    present += <u32>popcnt(presentWord);
+    accessed += <u32>popcnt(presentWord & valueWord(entryPtr, COUNTED_SHIFT, word));
+  }
+  store<u32>(entryPtr, (load<u32>(entryPtr, 8) & ~0xfffff) | present | (accessed << 10), 8);
+}
+
+/** An empty leaf table that keeps its side records and its mark. */
+function emptyLeafTable(entryPtr: usize): void {
+  const keep = load<u32>(entryPtr, 8) & (SIDE_MASK | MARK);
+  releasePlanes(entryPtr);
+  store<u64>(entryPtr, descriptor(LT, 1, 0));
+  store<u64>(entryPtr, keep, 8);
+}
+
+/** Turns planes whose present values are all alike into flags, and frees the block once none differs. */
+function normalise(entryPtr: usize): void {
+  const present = presentCount(entryPtr);
+  if (present == 0) {
+    emptyLeafTable(entryPtr);
+    return;
+  }
+  if (present == 512 && (planesOf(entryPtr) & 1) != 0) dropPlane(entryPtr, 0, 1);
+  for (let bit: u32 = 1; bit < 8; bit++) {
+    if (((planesOf(entryPtr) >> bit) & 1) == 0) continue;
+    let set = false;
+    let clear = false;
+    const plane = planePtr(entryPtr, bit);
+    for (let word = 0; word < 8; word++) {
+      const presentWord = valueWord(entryPtr, 0, word);
+      const value = load<u64>(plane + ((<usize>word) << 3));
+      if (value & presentWord) set = true;
+      if (~value & presentWord) clear = true;
+    }
+    if (!(set && clear)) dropPlane(entryPtr, bit, set ? 1 : 0);
+  }
+  if (planesOf(entryPtr) == 0) {
+    releasePlanes(entryPtr);
+    store<u32>(entryPtr, load<u32>(entryPtr) & 0x00ffffff);
+    store<u32>(entryPtr, 0, 4);
+  }
+}
+
+/** The flags of key `index` in a leaf table; 0 if not present. */
+export function ltFlags(entryPtr: usize, index: i32): u32 {
+  const desc = load<u32>(entryPtr);
+  let flags = (desc >> 8) & 255;
+  const planes = (desc >> 16) & 255;
+  if (planes != 0) {
+    let allocated = desc >> 24;
+    let ptr = blockPtr(load<u32>(entryPtr, 4)) + ((<usize>(index >> 6)) << 3);
+    const shift = <u64>(index & 63);
+    while (allocated != 0) {
+      const mask = allocated & (0 - allocated);
+      if (planes & mask) flags = (load<u64>(ptr) >> shift) & 1 ? flags | mask : flags & ~mask;
+      allocated ^= mask;
+      ptr += 64;
+    }
+  }
+  return flags & 1 ? flags : 0;
+}
+
+/** Sets keys [from, to) of a leaf table present with `flags`. */
+export function ltSet(entryPtr: usize, from: i32, to: i32, flags: u32): void {
+  const keep = load<u32>(entryPtr, 8) & (SIDE_MASK | MARK);
+  if (from == 0 && to == 512) {
+    releasePlanes(entryPtr);
+    setUniform(entryPtr, 2, 1, flags);
+    store<u32>(entryPtr, load<u32>(entryPtr, 8) | keep, 8);
+    return;
+  }
+  if (presentCount(entryPtr) == 0) {
+    // Nothing else to differ from: the flags are uniform, presence alone has a plane.
+    emptyLeafTable(entryPtr);
+    addPlane(entryPtr, 0);
+    store<u32>(entryPtr, (load<u32>(entryPtr) & ~0xff00) | ((flags & ~1) << 8));
+  } else {
+    for (let bit: u32 = 1; bit < 8; bit++) {
+      const want = (flags >> bit) & 1;
+      const desc = load<u32>(entryPtr);
+      if (((desc >> (16 + bit)) & 1) == 0) {
+        if (((desc >> (8 + bit)) & 1) == want) continue;
+        addPlane(entryPtr, bit);
+      }
+      const plane = planePtr(entryPtr, bit);
+      for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
+        const mask = wordMask(word, from, to);
+        const ptr = plane + ((<usize>word) << 3);
+        store<u64>(ptr, want ? load<u64>(ptr) | mask : load<u64>(ptr) & ~mask);
+      }
+    }
+  }
+  if (planesOf(entryPtr) & 1) {
+    const plane = planePtr(entryPtr, 0);
+    for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
+      const ptr = plane + ((<usize>word) << 3);
+      store<u64>(ptr, load<u64>(ptr) | wordMask(word, from, to));
+    }
+  }
+  recount(entryPtr);
+  if (presentCount(entryPtr) == 512) normalise(entryPtr);
+}
+
+/** Makes keys [from, to) of a leaf table absent. Returns how many were present. */
+export function ltClear(entryPtr: usize, from: i32, to: i32): u32 {
+  const present = presentCount(entryPtr);
+  if (present == 0) return 0;
+  if (from == 0 && to == 512) {
+    emptyLeafTable(entryPtr);
+    return present;
+  }
+  if ((planesOf(entryPtr) & 1) == 0) addPlane(entryPtr, 0);
+  const plane = planePtr(entryPtr, 0);
+  const desc = load<u32>(entryPtr);
+  const accessedPlane = (desc >> (16 + COUNTED_SHIFT)) & 1 ? planePtr(entryPtr, COUNTED_SHIFT) : 0;
+  let cleared: u32 = 0;
+  let accessed: u32 = 0;
+  for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
+    const offset = (<usize>word) << 3;
+    const value = load<u64>(plane + offset);
+    const gone = value & wordMask(word, from, to);
+    if (gone == 0) continue;
+    cleared += <u32>popcnt(gone);
+    if (accessedPlane != 0) accessed += <u32>popcnt(gone & load<u64>(accessedPlane + offset));
+    store<u64>(plane + offset, value ^ gone);
+  }
+  if (accessedPlane == 0 && (desc & (COUNTED_BIT << 8)) != 0) accessed = cleared;
+  store<u32>(entryPtr, load<u32>(entryPtr, 8) - cleared - (accessed << 10), 8);
+  if (present == cleared) emptyLeafTable(entryPtr);
+  return cleared;
+}
+
+/** Words of the keys chosen by ltSelect(). */
+const SELECTION: usize = 512;
+
+/** Marks in SELECTION the present keys of [from, to) that have all of `need`. Returns how many. */
+function ltSelect(entryPtr: usize, from: i32, to: i32, need: u32): u32 {
+  let selected: u32 = 0;
+  memory.fill(SELECTION, 0, 64);
+  for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
+    let value = valueWord(entryPtr, 0, word) & wordMask(word, from, to);
+    for (let bit: u32 = 1; bit < 8 && value != 0; bit++) {
+      if ((need >> bit) & 1) value &= valueWord(entryPtr, bit, word);
+    }
+    store<u64>(SELECTION + ((<usize>word) << 3), value);
+    selected += <u32>popcnt(value);
+  }
+  return selected;
+}
+
+/** How many present keys of [from, to) have all of `need`. */
+export function ltCount(entryPtr: usize, from: i32, to: i32, need: u32): u32 {
+  const desc = load<u32>(entryPtr);
+  if (((desc >> 8) & need & ~((desc >> 16) & 255)) != (need & ~((desc >> 16) & 255))) return 0;
+  if (from == 0 && to == 512) {
+    if ((need & ~1 & ((desc >> 16) & 255)) == 0) return presentCount(entryPtr);
+    if ((need & ~1) == COUNTED_BIT) return (load<u32>(entryPtr, 8) >> 10) & 0x3ff;
+  }
+  return ltSelect(entryPtr, from, to, need);
+}
+
+/** Clears `clear` and sets `set` in the present keys of [from, to) that have all of `need`. Returns how many. */
+export function ltModify(entryPtr: usize, from: i32, to: i32, need: u32, clear: u32, set: u32): u32 {
+  const desc = load<u32>(entryPtr);
+  const planes = (desc >> 16) & 255;
+  if (((desc >> 8) & need & ~planes) != (need & ~planes)) return 0;
+  const whole = from == 0 && to == 512;
+  if (whole && need == (COUNTED_BIT | 1) && (load<u32>(entryPtr, 8) & (0x3ff << 10)) == 0) return 0;
+  // Every present key that lacks `need` may be cleared with the rest if all that is needed is what is cleared.
+  const all = whole && ((need & ~1 & planes) == 0 || ((need & ~1) == clear && set == 0));
+  let changed: u32;
+  if (all) {
+    changed = ltCount(entryPtr, 0, 512, need);
+    if (changed == 0) return 0;
+    for (let bit: u32 = 1; bit < 8; bit++) {
+      if ((clear >> bit) & 1) dropPlane(entryPtr, bit, 0);
+      else if ((set >> bit) & 1) dropPlane(entryPtr, bit, 1);
+    }
+    const present = presentCount(entryPtr);
+    if ((clear | set) & COUNTED_BIT) {
+      const counts = load<u32>(entryPtr, 8) & ~(0x3ff << 10);
+      store<u32>(entryPtr, set & COUNTED_BIT ? counts | (present << 10) : counts, 8);
+    }
+    if (planesOf(entryPtr) == 0 && load<u32>(entryPtr) >> 24 != 0) {
+      releasePlanes(entryPtr);
+      store<u32>(entryPtr, load<u32>(entryPtr) & 0x00ffffff);
+      store<u32>(entryPtr, 0, 4);
+    }
+    return changed;
+  }
+  changed = ltSelect(entryPtr, from, to, need);
+  if (changed == 0) return 0;
+  for (let bit: u32 = 1; bit < 8; bit++) {
+    const mask: u32 = 1 << bit;
+    if (((clear | set) & mask) == 0) continue;
+    const want = (set & mask) != 0;
+    if ((planesOf(entryPtr) & mask) == 0) {
+      if (((flagsOf(entryPtr) & mask) != 0) == want) continue;
+      addPlane(entryPtr, bit);
+    }
+    const plane = planePtr(entryPtr, bit);
+    for (let word = 0; word < 8; word++) {
+      const ptr = plane + ((<usize>word) << 3);
+      const chosen = load<u64>(SELECTION + ((<usize>word) << 3));
+      store<u64>(ptr, want ? load<u64>(ptr) | chosen : load<u64>(ptr) & ~chosen);
+    }
+  }
+  if ((clear | set) & COUNTED_BIT) recount(entryPtr);
+  if (presentCount(entryPtr) == 512) normalise(entryPtr);
+  return changed;
+}
+
+/** First index after `from` (up to `to`) whose key differs in flags from the key at `from`. */
+export function ltRunEnd(entryPtr: usize, from: i32, to: i32): i32 {
+  const desc = load<u32>(entryPtr);
+  const planes = (desc >> 16) & 255;
+  if (planes == 0) return to;
+  const value = ltFlags(entryPtr, from);
+  for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
+    let differs: u64 = 0;
+    const presentWord = valueWord(entryPtr, 0, word);
+    if (value & 1) {
+      differs = ~presentWord;
+      for (let bit: u32 = 1; bit < 8; bit++) {
+        if (((planes >> bit) & 1) == 0) continue;
+        const plane = load<u64>(planePtr(entryPtr, bit) + ((<usize>word) << 3));
+        differs |= (value >> bit) & 1 ? ~plane : plane;
+      }
+    } else {
+      differs = presentWord;
+    }
+    differs &= wordMask(word, from, to);
+    if (differs != 0) return (word << 6) + <i32>ctz(differs);
+  }
+  return to;
+}
+
+// --- Upper tables ----------------------------------------------------------------------------------------------------
+
+/** Entry `index` of the upper table that a TABLE entry links. */
+export function childPtr(entryPtr: usize, index: u32): usize {
+  return blockPtr(load<u32>(entryPtr, 4)) + ((<usize>index) << 4);
+}
+export function indexAt(key: u64, level: i32): u32 {
+  return <u32>(key >> (9 * (level - 1))) & 511;
+}
+
+/** Links an upper table of 512 empty entries. */
+export function linkTable(entryPtr: usize): void {
+  const block = allocate(CLASS_UPPER);
+  memory.fill(blockPtr(block), 0, 8192);
+  store<u32>(entryPtr, TABLE);
+  store<u32>(entryPtr, block, 4);
+  store<u64>(entryPtr, 0, 8);
+}
+
+/** Gives a UNIFORM entry of `level` a table of its own, one level of entries deep. */
+export function expand(entryPtr: usize, level: i32): void {
+  const leafLevel = leafLevelOf(entryPtr);
+  const flags = flagsOf(entryPtr);
+  const childLevel = level - 1;
+  linkTable(entryPtr);
+  const first = childPtr(entryPtr, 0);
+  if (leafLevel == childLevel) {
+    if ((flags & 1) == 0) return;
+    setLeaf(first, childLevel, flags);
+  } else {
+    setUniform(first, childLevel, leafLevel, flags);
+  }
+  // Doubling copies: 16 bytes, 32, … 4,096.
+  for (let filled: usize = 16; filled < 8192; filled <<= 1) memory.copy(first + filled, first, filled);
+}
+
+/** Folds a TABLE entry of `level` whose 512 entries are alike into a UNIFORM one. */
+export function fold(entryPtr: usize, level: i32): void {
+  const first = childPtr(entryPtr, 0);
+  const desc = load<u32>(first);
+  const tag = desc & 7;
+  if (tag == TABLE || desc >> 16 != 0 || isMarked(entryPtr)) return;
+  const counts = load<u32>(first, 8);
+  if ((counts & (SIDE_MASK | MARK)) != 0) return;
+  if (load<u32>(first + 511 * ENTRY_BYTES) != desc) return;
+  for (let at: usize = ENTRY_BYTES; at < 8192; at += ENTRY_BYTES) {
+    if (load<u32>(first + at) != desc || (load<u32>(first + at, 8) & (SIDE_MASK | MARK)) != 0) return;
+  }
+  release(CLASS_UPPER, load<u32>(entryPtr, 4));
+  const flags = (desc >> 8) & 255;
+  const leafLevel = tag == EMPTY || tag == LEAF ? level - 1 : tag == LT ? 1 : <i32>((desc >> 3) & 15);
+  setUniform(entryPtr, level, leafLevel, tag == EMPTY ? 0 : flags);
+}
+
+/** Tables linked below an entry of `level` by a UNIFORM subtree down to `leafLevel`. */
+export function uniformTables(level: i32, leafLevel: i32): u64 {
+  let tables: u64 = 0;
+  for (let at = leafLevel; at < level; at++) tables += (<u64>1) << (9 * (level - 1 - at));
+  return tables;
+}
+
+/** Tables linked below an entry, the one it links included. */
+export function tablesBelow(entryPtr: usize, level: i32): u64 {
+  const tag = tagOf(entryPtr);
+  if (tag == LT) return 1;
+  if (tag == UNIFORM) return uniformTables(level, leafLevelOf(entryPtr));
+  if (tag != TABLE) return 0;
+  let tables: u64 = 1;
+  const first = childPtr(entryPtr, 0);
+  for (let at: usize = 0; at < 8192; at += ENTRY_BYTES) {
+    const child = first + at;
+    const childTag = load<u32>(child) & 7;
+    if (childTag == LT) tables++;
+    else if (childTag > LT || childTag == TABLE) tables += tablesBelow(child, level - 1);
+  }
+  return tables;
+}
+
+/** Frees everything below an entry and leaves it EMPTY. */
+export function freeSubtree(entryPtr: usize, level: i32): void {
+  const tag = tagOf(entryPtr);
+  if (tag == LT) {
+    releasePlanes(entryPtr);
+  } else if (tag == TABLE) {
+    const first = childPtr(entryPtr, 0);
+    for (let at: usize = 0; at < 8192; at += ENTRY_BYTES) {
+      const childTag = load<u32>(first + at) & 7;
+      if (childTag == LT || childTag == TABLE) freeSubtree(first + at, level - 1);
+    }
+    release(CLASS_UPPER, load<u32>(entryPtr, 4));
+  }
+  setEmpty(entryPtr);
+}
+
+// --- Trees: reading --------------------------------------------------------------------------------------------------
+
+/** What treeAt() found: the flags, the tag and level of the entry that answers, and the end of what it says alike. */
+export let atFlags: u32 = 0;
+export let atTag: u32 = 0;
+export let atLevel: i32 = 0;
+export let atEnd: u64 = 0;
+/** The stored entry that answered; of a UNIFORM answer, the subtree's. */
+export let atEntry: usize = 0;
+
+/**
+ * Reads the tree at `key`. atLevel is the level of the leaf or absent entry that a walk by real tables would end at;
+ * atEnd the end of the stored run of alike entries from there.
+ */
+export function treeAt(entryPtr: usize, level: i32, key: u64): void {
+  while (tagOf(entryPtr) == TABLE) {
+    level--;
+    entryPtr = childPtr(entryPtr, indexAt(key, level));
+  }
+  atEntry = entryPtr;
+  const tag = tagOf(entryPtr);
+  atTag = tag;
+  const base = key & ~(pagesOf(level) - 1);
+  if (tag == LT) {
+    const index = <i32>(key & 511);
+    atFlags = ltFlags(entryPtr, index);
+    atLevel = 1;
+    atEnd = base + <u64>ltRunEnd(entryPtr, index, 512);
+    return;
+  }
+  atEnd = base + pagesOf(level);
+  atFlags = flagsOf(entryPtr);
+  if ((atFlags & 1) == 0) atFlags = 0;
+  atLevel = tag == UNIFORM ? leafLevelOf(entryPtr) : level;
+}
+
+/** The flags of `key`: 0 if absent. */
+export function treeFlags(entryPtr: usize, level: i32, key: u64): u32 {
+  while (tagOf(entryPtr) == TABLE) {
+    level--;
+    entryPtr = childPtr(entryPtr, indexAt(key, level));
+  }
+  if (tagOf(entryPtr) == LT) return ltFlags(entryPtr, <i32>(key & 511));
+  const flags = flagsOf(entryPtr);
+  return flags & 1 ? flags : 0;
+}
+
+/** End of the run of keys from `key`, below `limit`, that have the same flags, whatever stores them. */
+export function treeRunEnd(entryPtr: usize, level: i32, key: u64, limit: u64): u64 {
+  treeAt(entryPtr, level, key);
+  const flags = atFlags;
+  while (atEnd < limit) {
+    const end = atEnd;
+    treeAt(entryPtr, level, end);
+    if (atFlags != flags) return end;
+  }
+  return limit;
+}
+
+/** How many keys of [start, end) are present with all of `need`. */
+export function treeCount(entryPtr: usize, level: i32, start: u64, end: u64, need: u32): u64 {
+  const tag = tagOf(entryPtr);
+  if (tag == EMPTY || start >= end) return 0;
+  if (tag == LT) return <u64>ltCount(entryPtr, <i32>(start & 511), <i32>((end - 1) & 511) + 1, need);
+  if (tag != TABLE) return (flagsOf(entryPtr) & need) == need ? end - start : 0;
+  const childLevel = level - 1;
+  const pages = pagesOf(childLevel);
+  let total: u64 = 0;
+  let at = start;
+  while (at < end) {
+    const next = min((at & ~(pages - 1)) + pages, end);
+    total += treeCount(childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next, need);
+    at = next;
+  }
+  return total;
+}
+
+// --- Trees: writing --------------------------------------------------------------------------------------------------
+
+/** Tables linked (less those freed) by the tree functions since it was last reset. */
+export let linked: i64 = 0;
+export function resetLinked(): void {
+  linked = 0;
+}
+
+/** Makes an entry of `level` above 2 a TABLE: links one, or expands what stands for one. */
+export function ensureTable(entryPtr: usize, level: i32): void {
+  const tag = tagOf(entryPtr);
+  if (tag == UNIFORM) {
+    expand(entryPtr, level);
+  } else if (tag == EMPTY) {
+    linkTable(entryPtr);
+    linked++;
+  } else {
+    assert(tag == TABLE, 'a huge leaf must be split by its owner first');
+  }
+}
+
+/**
+ * Sets keys [start, end) to leaves of `leafLevel` with `flags`, linking tables down to them. With flags 0: keys become
+ * absent, tables linked for them alone are freed (a value tree has no tables to keep). The range is aligned to the leaf
+ * level. Requires: reserve() for two boundary paths.
+ */
+export function treeSet(entryPtr: usize, level: i32, start: u64, end: u64, leafLevel: i32, flags: u32): void {
+  const base = start & ~(pagesOf(level) - 1);
+  const whole = start == base && end == base + pagesOf(level);
+  const tag = tagOf(entryPtr);
+  if ((flags & 1) == 0 && tag == EMPTY) return;
+  if (whole) {
+    if (tag != EMPTY) {
+      linked -= tablesBelow(entryPtr, level);
+      freeSubtree(entryPtr, level);
+    }
+    if ((flags & 1) == 0) return;
+    if (leafLevel == level) {
+      setLeaf(entryPtr, level, flags);
+    } else {
+      setUniform(entryPtr, level, leafLevel, flags);
+      linked += uniformTables(level, leafLevel);
+    }
+    return;
+  }
+  if (level == 2) {
+    if (tag == EMPTY) {
+      setUniform(entryPtr, 2, 1, 0);
+      linked++;
+    }
+    const from = <i32>(start & 511);
+    const to = <i32>((end - 1) & 511) + 1;
+    if (flags & 1) {
+      ltSet(entryPtr, from, to, flags);
+    } else {
+      ltClear(entryPtr, from, to);
+      if (presentCount(entryPtr) == 0) {
+        setEmpty(entryPtr);
+        linked--;
+      }
+    }
+    return;
+  }
+  ensureTable(entryPtr, level);
+  const childLevel = level - 1;
+  const pages = pagesOf(childLevel);
+  let at = start;
+  while (at < end) {
+    const next = min((at & ~(pages - 1)) + pages, end);
+    treeSet(childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next, leafLevel, flags);
+    at = next;
+  }
+  fold(entryPtr, level);
+  if ((flags & 1) == 0 && tagOf(entryPtr) == UNIFORM && (flagsOf(entryPtr) & 1) == 0) {
+    linked -= tablesBelow(entryPtr, level);
+    setEmpty(entryPtr);
+  }
+}
+
+/**
+ * Clears `clear` and sets `set` in the present keys of [start, end) that have all of `need`. Returns how many.
+ * Requires: reserve() for two boundary paths, and for the leaf tables between where `need` leaves a choice.
+ */
+export function treeModify(entryPtr: usize, level: i32, start: u64, end: u64, need: u32, clear: u32, set: u32): u64 {
+  const tag = tagOf(entryPtr);
+  if (tag == EMPTY) return 0;
+  if (tag == LT) {
+    return <u64>ltModify(entryPtr, <i32>(start & 511), <i32>((end - 1) & 511) + 1, need, clear, set);
+  }
+  if (tag != TABLE) {
+    const flags = flagsOf(entryPtr);
+    if ((flags & need) != need) return 0;
+    const changed = (flags & ~clear) | set;
+    if (changed == flags) return end - start;
+    if (tag == LEAF || (start == (start & ~(pagesOf(level) - 1)) && end - start == pagesOf(level))) {
+      store<u32>(entryPtr, (load<u32>(entryPtr) & ~0xff00) | (changed << 8));
+      return end - start;
+    }
+    expand(entryPtr, level);
+  }
+  const childLevel = level - 1;
+  const pages = pagesOf(childLevel);
+  let total: u64 = 0;
+  let at = start;
+  while (at < end) {
+    const next = min((at & ~(pages - 1)) + pages, end);
+    total += treeModify(childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next, need, clear, set);
+    at = next;
+  }
+  fold(entryPtr, level);
+  return total;
+}
+
+/** Upper tables on one path of a tree whose entry stands at `level`, and one leaf-table block: what a boundary needs. */
+export function reservePaths(level: i32, paths: u32): bool {
+  return reserve(<u32>(level - 2) * paths, paths);
+}

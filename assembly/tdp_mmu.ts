@@ -1,0 +1,1001 @@
+// What to do at each spte: map, zap, split, age, write-protect; roots, and the order in which whole trees go.
+//
+// Roots are kept newest first, as the kernel lists them. A root entry stands one level above its table (page_table.ts).
+// Mirrors: arch/x86/kvm/mmu/tdp_mmu.c. Left out: RCU, async zapping.
+
+import {
+  C_GFNS_ZAPPED,
+  C_GFNS_ZAPPED_OUTSIDE,
+  C_KICKS,
+  C_LEAFS_AGED,
+  C_LEAFS_WRITE_PROTECTED,
+  C_NX_LPAGE_SPLITS,
+  C_PAGE_AUG,
+  C_PAGE_REMOVE,
+  C_PAGE_WBINVD,
+  C_PAGES_4K,
+  C_PRIVATE_PAGES_LOST,
+  C_PRIVATE_PAGES_TO_ACCEPT,
+  C_RANGE_BLOCK,
+  C_SEPT_ADD,
+  C_SPLITS,
+  C_TABLES,
+  C_TABLES_ALLOCATED,
+  C_TABLES_FREED,
+  C_TRACK,
+  C_VISITED_L1,
+  C_YIELDS,
+  C_ZAPPED_DIRECT_4K,
+  COUNTERS_BASE,
+  count,
+  ctl,
+  hasMirroredTdp,
+  PROFILE_6_16,
+  STALE_TREE,
+} from './control';
+import { ROOT_BYTES, ROOTS_BASE, ROOTS_MAX } from './layout';
+import {
+  addSide,
+  atEnd,
+  atEntry,
+  atFlags,
+  atLevel,
+  atTag,
+  childPtr,
+  dropSide,
+  EMPTY,
+  expand,
+  flagsOf,
+  fold,
+  freeSubtree,
+  indexAt,
+  isMarked,
+  LEAF,
+  LT,
+  leafLevelOf,
+  linked,
+  linkTable,
+  ltClear,
+  ltCount,
+  ltFlags,
+  ltSet,
+  MARK,
+  pagesOf,
+  reserve,
+  reservePaths,
+  resetLinked,
+  setEmpty,
+  setLeaf,
+  setMark,
+  setUniform,
+  sideCount,
+  TABLE,
+  tagOf,
+  treeAt,
+  treeCount,
+  treeModify,
+  treeSet,
+  UNIFORM,
+} from './page_table';
+import { pauseForBudget } from './pause';
+import { sideDelete, sideGet, sideHasRoom, sideKey, sideSet } from './side';
+import { ACCESSED, DIRTY, HOST_WRITABLE, KIND, MMU_WRITABLE, NX, PRESENT, WRITABLE } from './spte';
+import { ENOMEM, STATUS_CAPACITY } from './status';
+import {
+  accepted,
+  cutLeft,
+  deepestEntry,
+  hits1,
+  hits2,
+  hits3,
+  outside,
+  removeTable,
+  tablesGone,
+  visitAt,
+  WALK_MODIFY,
+  WALK_TEST,
+  WALK_ZAP,
+  WALK_ZAP_PASS,
+  walkCut,
+  walkFor,
+  walkPiece,
+} from './tdp_iter';
+import { flushRemoteTlbs, flushRemoteTlbsRange } from './tlb';
+import {
+  codeOfFlags,
+  EV_SPLIT_HUGE_PAGE,
+  EV_ZAP_LEAFS,
+  EV_ZAP_LEAFS_RET,
+  EV_ZAP_ROOT,
+  EV_ZAP_SP,
+  SPTE_FROZEN,
+  SPTE_MMIO,
+  SPTE_NONPRESENT,
+  SPTE_TABLE,
+  trace,
+  trace2,
+  traceSptes,
+} from './trace';
+
+export const ROOT_DIRECT: u32 = 0;
+export const ROOT_MIRROR: u32 = 1;
+/** Sets of roots: a bit for each kind. */
+export const ROOTS_DIRECT: u32 = 1;
+export const ROOTS_MIRROR: u32 = 2;
+export const ROOTS_BOTH: u32 = 3;
+
+// Root, 64 bytes. used = 0 marks a free record. sequence orders roots by age; users counts the vCPUs that have it loaded.
+@unmanaged
+export class Root {
+  entryLo: u64;
+  entryHi: u64;
+  used: u32;
+  kind: u32;
+  asId: u32;
+  invalid: u32;
+  sequence: u32;
+  users: u32;
+  zapped: u32;
+  pad0: u32;
+  tables: u64;
+  pad1: u64;
+}
+if (offsetof<Root>() != 64) ERROR('Root is no longer 64 bytes: redraw it');
+
+export function rootAt(index: u32): Root {
+  return changetype<Root>(ROOTS_BASE + <usize>index * ROOT_BYTES);
+}
+function entryOf(root: Root): usize {
+  return changetype<usize>(root);
+}
+export function indexOf(root: Root): u32 {
+  return <u32>((changetype<usize>(root) - ROOTS_BASE) / ROOT_BYTES);
+}
+/** The level of the entry that stands for a root. */
+export function rootEntryLevel(): i32 {
+  return <i32>ctl.rootLevel + 1;
+}
+/** What a root adds to a gfn to index it: the shared bit in a TD's direct root. */
+export function keyBitsOf(root: Root): u64 {
+  return root.kind == ROOT_DIRECT ? ctl.directBits : 0;
+}
+/** First gfn that no root can map. Mirrors: tdp_mmu_max_gfn_exclusive() */
+export function maxGfnExclusive(bits: u64): u64 {
+  if (bits != 0) return bits;
+  const width = min(ctl.maxphyaddr, 9 * ctl.rootLevel + 12) - 12;
+  return (<u64>1) << width;
+}
+
+/** The newest root older than `before` (0 = the newest of all); null at the end. */
+export function nextRoot(before: u32): Root | null {
+  let best: Root | null = null;
+  let bestSequence: u32 = 0;
+  for (let index: u32 = 0; index < ctl.rootHighWater; index++) {
+    const root = rootAt(index);
+    if (root.used == 0 || (before != 0 && root.sequence >= before)) continue;
+    if (best === null || root.sequence > bestSequence) {
+      best = root;
+      bestSequence = root.sequence;
+    }
+  }
+  return best;
+}
+
+export function findRoot(kind: u32, asId: u32): Root | null {
+  for (let index: u32 = 0; index < ctl.rootHighWater; index++) {
+    const root = rootAt(index);
+    if (root.used != 0 && root.invalid == 0 && root.kind == kind && root.asId == asId) return root;
+  }
+  return null;
+}
+
+/** Finds or makes the valid root of `kind` and `asId`. Null if ROOTS_MAX are in use. Mirrors: kvm_tdp_mmu_alloc_root() */
+export function allocRoot(kind: u32, asId: u32): Root | null {
+  const found = findRoot(kind, asId);
+  if (found !== null) return found;
+  for (let index: u32 = 0; index < ROOTS_MAX; index++) {
+    const root = rootAt(index);
+    if (root.used != 0) continue;
+    memory.fill(changetype<usize>(root), 0, ROOT_BYTES);
+    setUniform(entryOf(root), rootEntryLevel(), <i32>ctl.rootLevel, 0);
+    root.used = 1;
+    root.kind = kind;
+    root.asId = asId;
+    ctl.rootSequence++;
+    root.sequence = ctl.rootSequence;
+    if (index >= ctl.rootHighWater) ctl.rootHighWater = index + 1;
+    return root;
+  }
+  return null;
+}
+
+/** Frees an invalid root that was zapped and that no vCPU has loaded. */
+export function putRoot(root: Root): void {
+  if (root.invalid == 0 || root.zapped == 0 || root.users != 0) return;
+  freeSubtree(entryOf(root), rootEntryLevel());
+  root.used = 0;
+}
+
+function countLeafs(level: i32, by: i64): void {
+  count(C_PAGES_4K + level - 1, <u64>by);
+}
+function countTables(root: Root, by: i64): void {
+  root.tables += <u64>by;
+  count(C_TABLES, <u64>by);
+  if (by > 0) {
+    count(C_TABLES_ALLOCATED, <u64>by);
+    if (root.kind == ROOT_MIRROR) count(C_SEPT_ADD, <u64>by);
+  } else {
+    count(C_TABLES_FREED, <u64>-by);
+  }
+}
+
+/** Whether reserve() holds for a range walk that gives two boundaries tables of their own. */
+export function reserveWalk(): bool {
+  return reservePaths(rootEntryLevel(), 3);
+}
+
+// --- Walking a range -------------------------------------------------------------------------------------------------
+
+/** Books what one piece of a walk did. Returns whether it changed anything. */
+function settle(root: Root, walkOp: u32): bool {
+  const total = hits1 + hits2 + hits3;
+  if (walkOp == WALK_ZAP || walkOp == WALK_ZAP_PASS) {
+    if (total != 0) zapped(root, hits1, hits2, hits3, outside, accepted);
+    if (tablesGone != 0) countTables(root, -(<i64>tablesGone));
+  }
+  ctl.walkHits += total;
+  return total != 0;
+}
+
+/** Counts leaves that became non-present, and what a private page loses on a TD. */
+function zapped(root: Root, leafs4k: u64, leafs2m: u64, leafs1g: u64, gfnsOutside: u64, acceptedPages: u64): void {
+  const base = C_ZAPPED_DIRECT_4K + <i32>root.kind * 3;
+  if (leafs4k != 0) {
+    count(base, leafs4k);
+    countLeafs(1, -(<i64>leafs4k));
+  }
+  if (leafs2m != 0) {
+    count(base + 1, leafs2m);
+    countLeafs(2, -(<i64>leafs2m));
+  }
+  if (leafs1g != 0) {
+    count(base + 2, leafs1g);
+    countLeafs(3, -(<i64>leafs1g));
+  }
+  count(C_GFNS_ZAPPED, leafs4k + leafs2m * 512 + leafs1g * 262144);
+  if (gfnsOutside != 0) count(C_GFNS_ZAPPED_OUTSIDE, gfnsOutside);
+  if (root.kind == ROOT_MIRROR) privateLeafsRemoved(leafs4k, acceptedPages);
+}
+
+/**
+ * What removing `leafs` mapped 4K private pages costs a TD, and what its guest loses: one BLOCK, TRACK, kick, REMOVE and
+ * WBINVD a page; accepted pages lose their content and must be accepted again.
+ * Mirrors: tdx_sept_remove_private_spte(), arch/x86/kvm/vmx/tdx.c
+ */
+function privateLeafsRemoved(leafs: u64, acceptedPages: u64): void {
+  count(C_RANGE_BLOCK, leafs);
+  if (ctl.tdFinalized != 0) {
+    count(C_TRACK, leafs);
+    count(C_KICKS, leafs);
+  }
+  count(C_PAGE_REMOVE, leafs);
+  count(C_PAGE_WBINVD, leafs);
+  count(C_PRIVATE_PAGES_LOST, acceptedPages);
+  count(C_PRIVATE_PAGES_TO_ACCEPT, acceptedPages);
+}
+
+/**
+ * Walks [start, end) of `root` and does `walkOp` at each entry: in pieces where a budget or an injected yield asks for
+ * them, else at once. `flush` says that a flush is owed before; returns whether one is owed after.
+ * A yield flushes what is owed and starts again from the root at the entry it came to (R-MMU-3).
+ */
+function walkRange(
+  root: Root,
+  startGfn: u64,
+  endGfn: u64,
+  walkOp: u32,
+  need: u32,
+  clear: u32,
+  lowest: i32,
+  canYield: bool,
+  sharedMode: bool,
+  flush: bool,
+): bool {
+  const bits = keyBitsOf(root);
+  const limit = maxGfnExclusive(bits);
+  const stop = min(endGfn, limit) + bits;
+  const origin = startGfn | bits;
+  ctl.walkHits = 0;
+  if (startGfn >= min(endGfn, limit)) return flush;
+  const level = rootEntryLevel();
+  const entry = entryOf(root);
+  const owes = root.invalid == 0 && walkOp != WALK_TEST && walkOp != WALK_MODIFY;
+  let at = origin;
+  let resumed = false;
+  let lastYield = origin;
+  while (at < stop) {
+    walkFor(walkOp, need, clear, 0, lowest, indexOf(root), root.asId, root.kind, bits, sharedMode);
+    let end = stop;
+    let yieldHere = false;
+    if (canYield && ctl.yieldArmed != 0) {
+      const wanted = <u64>ctl.yieldGfn | bits;
+      if (wanted >= at && wanted < stop) {
+        const first = max(deepestEntry(entry, level, wanted), at);
+        if (first > lastYield) {
+          end = first;
+          yieldHere = true;
+        }
+      }
+    }
+    let pauseHere = false;
+    if (canYield && ctl.budget < Infinity && ctl.paused == 0) {
+      const cut = walkCut(entry, level, at, end, ctl.budget, resumed);
+      ctl.budget = cutLeft();
+      if (cut < end) {
+        end = cut;
+        pauseHere = true;
+        ctl.budget = 0;
+      }
+    }
+    if (end > at) {
+      walkPiece(entry, level, at, end, resumed);
+      if (settle(root, walkOp) && owes) {
+        flush = true;
+        ctl.flushOwed = 1;
+      }
+      resumed = true;
+      at = end;
+    }
+    if (pauseHere) {
+      pauseForBudget(at & ~bits);
+    } else if (yieldHere) {
+      ctl.yieldArmed = 0;
+      deepestEntry(entry, level, at);
+      visitAt(<i32>ctl.rootLevel, at);
+      count(C_YIELDS, 1);
+      if (flush) {
+        flushRemoteTlbs();
+        flush = false;
+      }
+      lastYield = at;
+      resumed = false;
+    }
+  }
+  return flush;
+}
+
+/**
+ * Zaps the leaf sptes of [startGfn, endGfn) in one root; tables stay. Returns whether a flush is owed.
+ * Mirrors: tdp_mmu_zap_leafs()
+ */
+export function tdpMmuZapLeafs(root: Root, startGfn: u64, endGfn: u64, canYield: bool, flush: bool): bool {
+  trace2(EV_ZAP_LEAFS, (canYield ? 1 : 0) | (flush ? 2 : 0), 0, startGfn, endGfn, 0);
+  flush = walkRange(root, startGfn, endGfn, WALK_ZAP, 0, 0, 1, canYield, false, flush);
+  if (ctl.staleRecords != 0 && root.kind == ROOT_DIRECT) {
+    treeSet(STALE_TREE, 7, startGfn, endGfn, 1, 0);
+  }
+  trace(EV_ZAP_LEAFS_RET, flush ? 1 : 0, 0, 0);
+  return flush;
+}
+
+/** Zaps [startGfn, endGfn) in every root of `kinds` and `asId` (ALL_AS: of all), invalid ones too. */
+export const ALL_AS: u32 = 0xffffffff;
+export function tdpMmuUnmapRange(
+  kinds: u32,
+  asId: u32,
+  startGfn: u64,
+  endGfn: u64,
+  canYield: bool,
+  validOnly: bool,
+  flush: bool,
+): bool {
+  let root = nextRoot(0);
+  while (root !== null) {
+    const sequence = root.sequence;
+    if (((kinds >> root.kind) & 1) != 0 && (asId == ALL_AS || root.asId == asId) && !(validOnly && root.invalid != 0)) {
+      flush = tdpMmuZapLeafs(root, startGfn, endGfn, canYield, flush);
+    }
+    root = nextRoot(sequence);
+  }
+  return flush;
+}
+
+/**
+ * Clears Accessed in the leaves of [startGfn, endGfn), or only looks. Returns whether any had it. Never yields.
+ * Mirrors: kvm_tdp_mmu_age_gfn_range(), kvm_tdp_mmu_test_age_gfn(). 6.16 leaves invalid roots out.
+ */
+export function tdpMmuAge(kinds: u32, asId: u32, startGfn: u64, endGfn: u64, testOnly: bool): bool {
+  let young: u64 = 0;
+  let root = nextRoot(0);
+  while (root !== null) {
+    const skip = ctl.profile == PROFILE_6_16 && root.invalid != 0;
+    if (((kinds >> root.kind) & 1) != 0 && root.asId == asId && !skip) {
+      const walkOp = testOnly ? WALK_TEST : WALK_MODIFY;
+      walkRange(root, startGfn, endGfn, walkOp, ACCESSED, ACCESSED, 1, false, false, false);
+      young += ctl.walkHits;
+    }
+    root = nextRoot(root.sequence);
+  }
+  if (!testOnly) count(C_LEAFS_AGED, young);
+  return young != 0;
+}
+
+/**
+ * Write-protects the leaves of [startGfn, endGfn), those of `lowest` level and above, in the valid roots of `asId`.
+ * Mirrors: kvm_tdp_mmu_wrprot_slot()
+ */
+export function tdpMmuWrprotRange(asId: u32, startGfn: u64, endGfn: u64, lowest: i32): void {
+  let root = nextRoot(0);
+  while (root !== null) {
+    const sequence = root.sequence;
+    if (root.asId == asId && root.invalid == 0 && root.kind == ROOT_DIRECT) {
+      walkRange(root, startGfn, endGfn, WALK_MODIFY, WRITABLE, WRITABLE, lowest, true, false, false);
+      count(C_LEAFS_WRITE_PROTECTED, ctl.walkHits);
+    }
+    root = nextRoot(sequence);
+  }
+}
+
+/**
+ * Write-protects the 4K leaves whose bit is set in `mask`, bit 0 being `gfn`. A walk of one word ends at the first leaf
+ * after the last set bit once every set bit has met its leaf.
+ * Mirrors: clear_dirty_pt_masked(), arch/x86/kvm/mmu/tdp_mmu.c
+ */
+export function tdpMmuWrprotMask(asId: u32, gfn: u64, mask: u64): void {
+  let root = nextRoot(0);
+  while (root !== null) {
+    if (root.asId == asId && root.invalid == 0 && root.kind == ROOT_DIRECT) {
+      const first = <u64>ctz(mask);
+      const last = <u64>(63 - clz(mask));
+      // The word lies in one table: whether every set bit has a 4K leaf decides where the walk ends.
+      let end = gfn + 64;
+      let found: u64 = 0;
+      treeAt(entryOf(root), rootEntryLevel(), gfn);
+      const small = atLevel == 1;
+      if (small) {
+        for (let bit = first; bit <= last; bit++) {
+          if (((mask >> bit) & 1) == 0) continue;
+          treeAt(entryOf(root), rootEntryLevel(), gfn + bit);
+          if (atFlags & PRESENT) found++;
+        }
+        if (found == <u64>popcnt(mask)) {
+          let after = last + 1;
+          for (; after < 64; after++) {
+            treeAt(entryOf(root), rootEntryLevel(), gfn + after);
+            if (atFlags & PRESENT) break;
+          }
+          end = min(gfn + after + 1, gfn + 64);
+        }
+      }
+      walkRange(root, gfn + first, end, WALK_TEST, 0, 0, 1, false, false, false);
+      if (small) {
+        let bit = first;
+        while (bit <= last) {
+          let run = bit;
+          while (run <= last && ((mask >> run) & 1) != 0) run++;
+          walkUncounted(root, gfn + bit, gfn + run, WRITABLE, WRITABLE);
+          bit = run;
+          while (bit <= last && ((mask >> bit) & 1) == 0) bit++;
+        }
+      }
+    }
+    root = nextRoot(root.sequence);
+  }
+}
+
+/** A walk whose visits another one has counted already. */
+function walkUncounted(root: Root, startGfn: u64, endGfn: u64, need: u32, clear: u32): void {
+  const visited = COUNTERS_BASE + ((<usize>C_VISITED_L1) << 3);
+  memory.copy(VISITED_SAVE, visited, 5 * 8);
+  walkRange(root, startGfn, endGfn, WALK_MODIFY, need, clear, 1, false, false, false);
+  count(C_LEAFS_WRITE_PROTECTED, ctl.walkHits);
+  memory.copy(visited, VISITED_SAVE, 5 * 8);
+}
+const VISITED_SAVE: usize = 640;
+
+/**
+ * Takes W and the permission to regain it from the leaf of `lowest` level or above that maps `gfn`.
+ * Mirrors: kvm_tdp_mmu_write_protect_gfn()
+ */
+export function tdpMmuWriteProtectGfn(asId: u32, gfn: u64, lowest: i32): void {
+  let root = nextRoot(0);
+  while (root !== null) {
+    if (root.asId == asId && root.invalid == 0 && root.kind == ROOT_DIRECT) {
+      treeAt(entryOf(root), rootEntryLevel(), gfn);
+      const hit = (atFlags & PRESENT) != 0 && atLevel >= lowest && (atFlags & (WRITABLE | MMU_WRITABLE)) != 0;
+      const walkOp = hit ? WALK_MODIFY : WALK_TEST;
+      walkRange(root, gfn, gfn + 1, walkOp, 0, WRITABLE | MMU_WRITABLE, lowest, false, false, false);
+      if (hit) count(C_LEAFS_WRITE_PROTECTED, 1);
+    }
+    root = nextRoot(root.sequence);
+  }
+}
+
+// --- Splitting -------------------------------------------------------------------------------------------------------
+
+/** What a leaf's children inherit when a leaf of `level` is split: all but NX, which 4K children lose under nx_huge_pages. */
+function splitFlags(flags: u32, level: i32): u32 {
+  return level == 2 && ctl.nxHugePages != 0 ? flags & ~NX : flags;
+}
+
+/** Splits one huge leaf in place: a table of 512 leaves that map the same. No flush: translations are identical. */
+function splitLeaf(root: Root, entryPtr: usize, level: i32, key: u64): void {
+  const flags = flagsOf(entryPtr);
+  if (ctl.traceOn != 0) {
+    const gfn = key & ~(pagesOf(level) - 1) & ~keyBitsOf(root);
+    traceSptes(root.asId, root.kind, level, gfn, codeOfFlags(flags), SPTE_TABLE, 1);
+    trace(EV_SPLIT_HUGE_PAGE, 0, <u32>level, gfn);
+  }
+  setUniform(entryPtr, level, level - 1, splitFlags(flags, level));
+  countTables(root, 1);
+  countLeafs(level, -1);
+  countLeafs(level - 1, 512);
+  count(C_SPLITS, 1);
+}
+
+function splitEntry(root: Root, entryPtr: usize, level: i32, start: u64, end: u64, target: i32): void {
+  let tag = tagOf(entryPtr);
+  if (tag == EMPTY || level <= target) return;
+  if (tag == LEAF) {
+    splitLeaf(root, entryPtr, level, start);
+    tag = tagOf(entryPtr);
+  }
+  if (level - 1 <= target || tag == LT) return;
+  if (tag == UNIFORM) {
+    const leafLevel = leafLevelOf(entryPtr);
+    const flags = flagsOf(entryPtr);
+    const whole = end - start == pagesOf(level);
+    if (leafLevel <= target || (flags & PRESENT) == 0) {
+      for (let at = level - 1; at >= max(leafLevel, target + 1); at--) countVisits(at, start, end);
+      return;
+    }
+    if (whole && ctl.traceOn == 0) {
+      for (let at = level - 1; at > target; at--) countVisits(at, start, end);
+      let after = flags;
+      for (let at = leafLevel; at > target; at--) {
+        const leafs = pagesOf(level) / pagesOf(at);
+        after = splitFlags(after, at);
+        countTables(root, leafs);
+        countLeafs(at, -(<i64>leafs));
+        countLeafs(at - 1, leafs * 512);
+        count(C_SPLITS, leafs);
+      }
+      setUniform(entryPtr, level, target, after);
+      return;
+    }
+    expand(entryPtr, level);
+  }
+  const childLevel = level - 1;
+  countVisits(childLevel, start, end);
+  const pages = pagesOf(childLevel);
+  let at = start;
+  while (at < end) {
+    const next = min((at & ~(pages - 1)) + pages, end);
+    splitEntry(root, childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next, target);
+    at = next;
+  }
+  fold(entryPtr, level);
+}
+
+function countVisits(level: i32, start: u64, end: u64): void {
+  const shift = 9 * (level - 1);
+  count(C_VISITED_L1 + level - 1, ((end - 1) >> shift) - (start >> shift) + 1);
+}
+
+/**
+ * Splits every huge leaf above `target` that meets [startGfn, endGfn) in the valid roots of `asId`, parents first.
+ * Mirrors: kvm_tdp_mmu_try_split_huge_pages()
+ */
+export function tdpMmuTrySplitHugePages(asId: u32, startGfn: u64, endGfn: u64, target: i32): void {
+  let root = nextRoot(0);
+  while (root !== null) {
+    const sequence = root.sequence;
+    if (root.asId == asId && root.invalid == 0 && root.kind == ROOT_DIRECT) {
+      const bits = keyBitsOf(root);
+      const limit = min(endGfn, maxGfnExclusive(bits));
+      let at = startGfn;
+      while (at < limit) {
+        let end = limit;
+        if (ctl.budget < Infinity && ctl.paused == 0) {
+          // The tables that a split adds are visited with the leaf it replaces.
+          walkFor(WALK_TEST, 0, 0, 0, target + 1, indexOf(root), root.asId, root.kind, bits, true);
+          end = walkCut(entryOf(root), rootEntryLevel(), at + bits, limit + bits, ctl.budget, at != startGfn) - bits;
+          ctl.budget = end < limit ? 0 : cutLeft();
+        }
+        if (end > at) splitEntry(root, entryOf(root), rootEntryLevel(), at + bits, end + bits, target);
+        at = end;
+        if (at < limit) pauseForBudget(at);
+      }
+    }
+    root = nextRoot(sequence);
+  }
+}
+
+// --- Mapping ---------------------------------------------------------------------------------------------------------
+
+export const RET_PF_RETRY: i32 = 1;
+export const RET_PF_EMULATE: i32 = 2;
+export const RET_PF_FIXED: i32 = 3;
+export const RET_PF_SPURIOUS: i32 = 4;
+/** A present leaf would change its pfn: the kernel's BUG. */
+export const RET_PF_BUG: i32 = 5;
+/** A mirror entry is FROZEN: the vendor's call is under way. */
+export const RET_PF_FROZEN: i32 = 6;
+
+/** The old flags and code of the entry that tdpMmuMap() last replaced, and the level it installed at. */
+export let mappedOldFlags: u32 = 0;
+export let mappedLevel: i32 = 0;
+export let mappedNewFlags: u32 = 0;
+/** Whether a TABLE gave way to the new leaf. */
+export let mappedOverTable: bool = false;
+
+/** What a walk of `root` finds for `gfn`; as treeAt(). */
+export function tdpMmuWalk(root: Root, gfn: u64): void {
+  treeAt(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root));
+}
+
+/** The side code (MMIO, FROZEN) of the 4K entry of `gfn`, 0 if none. */
+export function tdpMmuSideCode(root: Root, gfn: u64): u32 {
+  return ctl.sideCount == 0 ? 0 : sideGet(sideKey(indexOf(root), gfn | keyBitsOf(root)));
+}
+
+/** Whether the table of level-1 entries that maps `gfn`, or at `level` the one below, was marked nx-disallowed. */
+export function tdpMmuNxDisallowed(root: Root, gfn: u64, level: i32): bool {
+  let entry = entryOf(root);
+  let at = rootEntryLevel();
+  const key = gfn | keyBitsOf(root);
+  while (at > level && tagOf(entry) == TABLE) {
+    at--;
+    entry = childPtr(entry, indexAt(key, at));
+  }
+  return at == level && isMarked(entry);
+}
+
+export function reserveMap(): bool {
+  return reserve(ctl.rootLevel, 2) && sideHasRoom();
+}
+
+/**
+ * Walks to the entry of `level` for `key`, giving UNIFORM areas tables, splitting leaves and linking tables. With
+ * `nxLevel` above 0 new tables are nx-disallowed, and counted where a page of nxLevel would have been mapped instead.
+ */
+function pathTo(root: Root, key: u64, level: i32, nxLevel: i32): usize {
+  let entry = entryOf(root);
+  let at = rootEntryLevel();
+  const bits = keyBitsOf(root);
+  while (at > level && at > 2) {
+    // `entry` must become a TABLE.
+    const tag = tagOf(entry);
+    if (tag == UNIFORM) expand(entry, at);
+    else if (tag == LEAF) {
+      splitLeaf(root, entry, at, key);
+      expand(entry, at);
+    } else if (tag == EMPTY) {
+      linkTraced(root, entry, at, key & ~bits);
+      linkTable(entry);
+    }
+    if (nxLevel != 0 && (tag == LEAF || tag == EMPTY)) markNxDisallowed(entry, at, nxLevel);
+    at--;
+    entry = childPtr(entry, indexAt(key, at));
+  }
+  if (at == 2 && level == 1) {
+    const tag = tagOf(entry);
+    if (tag == LEAF) splitLeaf(root, entry, 2, key);
+    else if (tag == EMPTY) {
+      linkTraced(root, entry, 2, key & ~bits);
+      setUniform(entry, 2, 1, 0);
+    }
+    if (nxLevel != 0 && (tag == LEAF || tag == EMPTY)) markNxDisallowed(entry, 2, nxLevel);
+  }
+  return entry;
+}
+
+function markNxDisallowed(entryPtr: usize, level: i32, nxLevel: i32): void {
+  if (nxLevel < level) return;
+  setMark(entryPtr, true);
+  count(C_NX_LPAGE_SPLITS, 1);
+}
+
+function linkTraced(root: Root, entryPtr: usize, level: i32, gfn: u64): void {
+  if (ctl.traceOn != 0) {
+    traceSptes(root.asId, root.kind, level, gfn & ~(pagesOf(level) - 1), SPTE_NONPRESENT, SPTE_TABLE, 1);
+  }
+  countTables(root, 1);
+}
+
+/** D of a new leaf: writable, unless the leaf it replaces was writable already (host-model 2.8). */
+export function newLeafFlags(flags: u32, oldWritableLeaf: bool): u32 {
+  return (flags & WRITABLE) != 0 && !oldWritableLeaf ? flags | DIRTY : flags & ~DIRTY;
+}
+
+/**
+ * Installs a leaf of `level` with `flags` (D is computed) for `gfn`. `nxLevel`: see pathTo().
+ * Requires: reserveMap(). Returns: RET_PF_FIXED, RET_PF_SPURIOUS or RET_PF_BUG.
+ * Mirrors: kvm_tdp_mmu_map(), tdp_mmu_map_handle_target_level()
+ */
+export function tdpMmuMap(root: Root, gfn: u64, level: i32, flags: u32, nxLevel: i32): i32 {
+  const bits = keyBitsOf(root);
+  const key = (gfn & ~(pagesOf(level) - 1)) | bits;
+  for (let at = <i32>ctl.rootLevel; at >= level; at--) count(C_VISITED_L1 + at - 1, 1);
+  treeAt(entryOf(root), rootEntryLevel(), key);
+  const sideCode = level == 1 ? tdpMmuSideCode(root, gfn) : 0;
+  const sameLevel = atLevel == level && (atTag != UNIFORM || leafLevelOf(atEntry) == level);
+  mappedOldFlags = sameLevel ? atFlags : 0;
+  mappedLevel = level;
+  mappedOverTable = false;
+  const oldLeaf = sameLevel && (atFlags & PRESENT) != 0;
+  const wasWritable = (oldLeaf && (atFlags & WRITABLE) != 0) || (sideCode & 7) == SPTE_MMIO;
+  const after = newLeafFlags(flags, wasWritable);
+  mappedNewFlags = after;
+  if (oldLeaf && atFlags == after) return RET_PF_SPURIOUS;
+  // Leaf to leaf keeps the pfn: a leaf of the other kind has another backing.
+  if (oldLeaf && root.kind == ROOT_DIRECT && ((atFlags ^ after) & KIND) != 0) return RET_PF_BUG;
+  const entry = pathTo(root, key, level, nxLevel);
+  if (level == 1) {
+    const index = <i32>(key & 511);
+    // A split on the way here changed what stands at the entry.
+    const before = ltFlags(entry, index);
+    mappedOldFlags = before;
+    const installed = before & PRESENT ? newLeafFlags(flags, (before & WRITABLE) != 0) : after;
+    mappedNewFlags = installed;
+    if (before == installed) return RET_PF_SPURIOUS;
+    if (ctl.traceOn != 0) {
+      const oldCode = sideCode != 0 ? sideCode : codeOfFlags(before);
+      traceSptes(root.asId, root.kind, 1, key & ~bits, oldCode, codeOfFlags(installed), 1);
+    }
+    if (sideCode != 0) {
+      sideDelete(sideKey(indexOf(root), key));
+      dropSide(entry);
+    }
+    ltSet(entry, index, index + 1, installed);
+    if ((before & PRESENT) == 0) countLeafs(1, 1);
+    return RET_PF_FIXED;
+  }
+  const tag = tagOf(entry);
+  const gfnBase = key & ~bits;
+  if (tag == EMPTY || tag == LEAF) {
+    if (ctl.traceOn != 0) {
+      traceSptes(root.asId, root.kind, level, gfnBase, codeOfFlags(flagsOf(entry)), codeOfFlags(after), 1);
+    }
+    if (tag == EMPTY) countLeafs(level, 1);
+    setLeaf(entry, level, after);
+    return RET_PF_FIXED;
+  }
+  if (ctl.traceOn != 0) traceSptes(root.asId, root.kind, level, gfnBase, SPTE_TABLE, codeOfFlags(after), 1);
+  mappedOverTable = true;
+  removeSubtree(root, entry, level, key, true);
+  setLeaf(entry, level, after);
+  countLeafs(level, 1);
+  flushRemoteTlbsRange(gfnBase, pagesOf(level));
+  return RET_PF_FIXED;
+}
+
+/** Frees the table that an entry of `level` links, in shared or exclusive mode; books what goes. */
+export function removeSubtree(root: Root, entryPtr: usize, level: i32, key: u64, sharedMode: bool): void {
+  walkFor(WALK_ZAP_PASS, 0, 0, 0, level, indexOf(root), root.asId, root.kind, keyBitsOf(root), sharedMode);
+  removeTable(entryPtr, level, key & ~(pagesOf(level) - 1));
+  settle(root, WALK_ZAP_PASS);
+}
+
+/** Installs an MMIO spte of `generation` for `gfn`. Returns whether the entry changed. Mirrors: make_mmio_spte() */
+export function tdpMmuMapMmio(root: Root, gfn: u64, code: u32): bool {
+  const key = gfn | keyBitsOf(root);
+  for (let at = <i32>ctl.rootLevel; at >= 1; at--) count(C_VISITED_L1 + at - 1, 1);
+  const oldCode = tdpMmuSideCode(root, gfn);
+  if (oldCode == code) return false;
+  const entry = pathTo(root, key, 1, 0);
+  const index = <i32>(key & 511);
+  const before = ltFlags(entry, index);
+  if (ctl.traceOn != 0) {
+    const was = oldCode != 0 ? oldCode : codeOfFlags(before);
+    traceSptes(root.asId, root.kind, 1, gfn, was, code, 1);
+  }
+  if (before & PRESENT) {
+    ltClear(entry, index, index + 1);
+    countLeafs(1, -1);
+  }
+  if (sideSet(sideKey(indexOf(root), key), code)) addSide(entry);
+  return true;
+}
+
+/** Freezes the 4K entry of `gfn` in a mirror root while the module is called. Its change is reported when it thaws. */
+export function tdpMmuFreeze(root: Root, gfn: u64): void {
+  const key = gfn | keyBitsOf(root);
+  const entry = pathTo(root, key, 1, 0);
+  if (sideSet(sideKey(indexOf(root), key), SPTE_FROZEN)) addSide(entry);
+}
+
+/** Gives a frozen entry its final value: a leaf with `flags`, or nothing again (flags 0). */
+export function tdpMmuThaw(root: Root, gfn: u64, flags: u32): void {
+  const key = gfn | keyBitsOf(root);
+  const entry = pathTo(root, key, 1, 0);
+  if (ctl.traceOn != 0 && (flags & PRESENT) != 0) {
+    traceSptes(root.asId, root.kind, 1, gfn, SPTE_NONPRESENT, codeOfFlags(flags), 1);
+  }
+  sideDelete(sideKey(indexOf(root), key));
+  dropSide(entry);
+  if ((flags & PRESENT) == 0) return;
+  const index = <i32>(key & 511);
+  ltSet(entry, index, index + 1, flags);
+  countLeafs(1, 1);
+}
+
+/**
+ * Installs leaves of `level` for the rest of a run whose first was mapped by tdpMmuMap(): [startGfn, endGfn), where
+ * nothing is present, or everything is with the same flags. Requires: reserveWalk().
+ */
+export function tdpMmuMapRun(root: Root, startGfn: u64, endGfn: u64, level: i32, oldFlags: u32, newFlags: u32): void {
+  const bits = keyBitsOf(root);
+  const start = startGfn | bits;
+  const end = endGfn + bits;
+  const leafs = (endGfn - startGfn) / pagesOf(level);
+  for (let at = <i32>ctl.rootLevel; at >= level; at--) count(C_VISITED_L1 + at - 1, leafs);
+  if (oldFlags == newFlags) return;
+  if (ctl.traceOn != 0) {
+    traceSptes(root.asId, root.kind, level, startGfn, codeOfFlags(oldFlags), codeOfFlags(newFlags), <u32>leafs);
+  }
+  resetLinked();
+  treeSet(entryOf(root), rootEntryLevel(), start, end, level, newFlags);
+  if (linked > 0) countTables(root, linked);
+  if ((oldFlags & PRESENT) == 0) countLeafs(level, leafs);
+}
+
+/** Sets flags of the leaf that maps `gfn` without a fault: what hardware or the fast path does. Untraced. */
+export function tdpMmuSetBits(root: Root, startGfn: u64, endGfn: u64, set: u32): void {
+  const bits = keyBitsOf(root);
+  treeModify(entryOf(root), rootEntryLevel(), startGfn + bits, endGfn + bits, PRESENT, 0, set);
+}
+/** Clears flags of the 4K leaf that maps `gfn`; untraced. */
+export function tdpMmuClearBits(root: Root, startGfn: u64, endGfn: u64, clear: u32): void {
+  const bits = keyBitsOf(root);
+  treeModify(entryOf(root), rootEntryLevel(), startGfn + bits, endGfn + bits, PRESENT, clear, 0);
+}
+
+/**
+ * Zaps the present 4K leaf of `gfn` and, unless the new host pte is writable, sets it again read-only.
+ * Returns whether a flush is due. Mirrors: set_spte_gfn(), arch/x86/kvm/mmu/tdp_mmu.c before 6.10
+ */
+export function tdpMmuSetSpte(kinds: u32, asId: u32, gfn: u64, writable: bool): bool {
+  let flush = false;
+  let root = nextRoot(0);
+  while (root !== null) {
+    if (((kinds >> root.kind) & 1) != 0 && root.asId == asId) {
+      tdpMmuWalk(root, gfn);
+      const flags = atFlags;
+      const hit = (flags & PRESENT) != 0 && atLevel == 1;
+      walkRange(root, gfn, gfn + 1, hit ? WALK_ZAP : WALK_TEST, 0, 0, 1, false, false, false);
+      if (hit) {
+        flush = true;
+        if (!writable) {
+          const readOnly = flags & ~(WRITABLE | HOST_WRITABLE | MMU_WRITABLE | DIRTY);
+          if (ctl.traceOn != 0) {
+            traceSptes(root.asId, root.kind, 1, gfn, SPTE_NONPRESENT, codeOfFlags(readOnly), 1);
+          }
+          const entry = pathTo(root, gfn | keyBitsOf(root), 1, 0);
+          ltSet(entry, <i32>(gfn & 511), <i32>(gfn & 511) + 1, readOnly);
+          countLeafs(1, 1);
+        }
+      }
+    }
+    root = nextRoot(root.sequence);
+  }
+  return flush;
+}
+
+// --- Whole trees -----------------------------------------------------------------------------------------------------
+
+/**
+ * Zaps everything below `root`: a pass over the 4K leaves, then over 2M entries, 1G entries and the root's own. Tables
+ * that a pass unlinks go with what is left in them. Mirrors: tdp_mmu_zap_root()
+ */
+export function tdpMmuZapRoot(root: Root, sharedMode: bool): void {
+  const top = <i32>ctl.rootLevel;
+  for (let pass = 1; pass <= 4; pass++) {
+    const lowest = pass < 4 ? pass : top;
+    trace(EV_ZAP_ROOT, sharedMode ? 1 : 0, <u32>lowest, 0);
+    const end = maxGfnExclusive(keyBitsOf(root));
+    walkRange(root, 0, end, WALK_ZAP_PASS, 0, 0, lowest, true, sharedMode, false);
+  }
+}
+
+/** Leaves of one level and kind that live roots hold. */
+export function rootEntry(root: Root): usize {
+  return entryOf(root);
+}
+
+/** Whether `root` has a present leaf in [startGfn, endGfn). */
+export function tdpMmuHasLeafs(root: Root, startGfn: u64, endGfn: u64): bool {
+  const bits = keyBitsOf(root);
+  return treeCount(entryOf(root), rootEntryLevel(), startGfn + bits, endGfn + bits, PRESENT) != 0;
+}
+
+/** Keys of [startGfn, endGfn) that `root` maps with all of `need`. */
+export function tdpMmuCount(root: Root, startGfn: u64, endGfn: u64, need: u32): u64 {
+  const bits = keyBitsOf(root);
+  return treeCount(entryOf(root), rootEntryLevel(), startGfn + bits, endGfn + bits, need | PRESENT);
+}
+
+// --- Tables that give way to huge pages ------------------------------------------------------------------------------
+
+/** Counts the visits of a walk of [startGfn, endGfn) that looks at every entry and changes none. */
+export function tdpMmuCountWalk(root: Root, startGfn: u64, endGfn: u64): void {
+  walkRange(root, startGfn, endGfn, WALK_TEST, 0, 0, 1, true, true, false);
+}
+
+/** The entry of `level` for `gfn` if it links a table (virtual or stored); 0 if not. */
+function tableEntry(root: Root, gfn: u64, level: i32): usize {
+  let entry = entryOf(root);
+  let at = rootEntryLevel();
+  const key = gfn | keyBitsOf(root);
+  while (at > level) {
+    const tag = tagOf(entry);
+    if (tag == UNIFORM && leafLevelOf(entry) < level) expand(entry, at);
+    else if (tag != TABLE) return 0;
+    at--;
+    entry = childPtr(entry, indexAt(key, at));
+  }
+  const tag = tagOf(entry);
+  return tag == TABLE || tag == LT || tag == UNIFORM ? entry : 0;
+}
+
+/** Whether the entry of `level` for `gfn` links a table. Requires: reserve(). */
+export function tdpMmuCollapsibleTable(root: Root, gfn: u64, level: i32): bool {
+  return tableEntry(root, gfn, level) != 0;
+}
+
+/** Zaps the table at `gfn`: its entry becomes non-present, what is below goes. */
+export function tdpMmuZapTable(root: Root, gfn: u64, level: i32, sharedMode: bool): void {
+  const entry = tableEntry(root, gfn, level);
+  if (ctl.traceOn != 0) traceSptes(root.asId, root.kind, level, gfn, SPTE_TABLE, SPTE_NONPRESENT, 1);
+  removeSubtree(root, entry, level, gfn | keyBitsOf(root), sharedMode);
+}
+
+/**
+ * Puts a huge leaf in the place of the table at `gfn`, with what its first present leaf allows. Returns whether it did:
+ * a table without leaves stays. Mirrors: make_huge_spte(), 6.16
+ */
+export function tdpMmuMakeHuge(root: Root, gfn: u64, level: i32): bool {
+  const entry = tableEntry(root, gfn, level);
+  const key = gfn | keyBitsOf(root);
+  const end = key + pagesOf(level);
+  let at = key;
+  let flags: u32 = 0;
+  while (at < end && (flags & PRESENT) == 0) {
+    treeAt(entryOf(root), rootEntryLevel(), at);
+    flags = atFlags;
+    at = atEnd;
+  }
+  if ((flags & PRESENT) == 0) return false;
+  const after = ctl.nxHugePages != 0 ? flags | NX : flags;
+  if (ctl.traceOn != 0) traceSptes(root.asId, root.kind, level, gfn, SPTE_TABLE, codeOfFlags(after), 1);
+  removeSubtree(root, entry, level, key, true);
+  setLeaf(entry, level, after);
+  countLeafs(level, 1);
+  return true;
+}
+
+/** Zaps up to `limit` nx-disallowed tables, lowest gfn first. Returns how many. */
+export function tdpMmuZapMarked(root: Root, limit: u32): u32 {
+  return zapMarkedBelow(root, entryOf(root), rootEntryLevel(), keyBitsOf(root), limit);
+}
+
+function zapMarkedBelow(root: Root, entryPtr: usize, level: i32, base: u64, limit: u32): u32 {
+  if (tagOf(entryPtr) != TABLE) return 0;
+  let zappedTables: u32 = 0;
+  const childLevel = level - 1;
+  for (let index: u32 = 0; index < 512 && zappedTables < limit; index++) {
+    const child = childPtr(entryPtr, index);
+    const childBase = base + <u64>index * pagesOf(childLevel);
+    if (isMarked(child)) {
+      const gfn = childBase & ~keyBitsOf(root);
+      trace(EV_ZAP_SP, 0, <u32>childLevel, gfn);
+      if (ctl.traceOn != 0) traceSptes(root.asId, root.kind, childLevel, gfn, SPTE_TABLE, SPTE_NONPRESENT, 1);
+      removeSubtree(root, child, childLevel, childBase, false);
+      zappedTables++;
+    } else {
+      zappedTables += zapMarkedBelow(root, child, childLevel, childBase, limit - zappedTables);
+    }
+  }
+  return zappedTables;
+}

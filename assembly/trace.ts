@@ -1,0 +1,122 @@
+// Events written to a ring of 16-byte records, in the kernel's order. Off unless a capacity was given.
+//
+//   change of sptes (a run of alike entries):      any other event:
+//   0            4            8            16      0            4            8                 16
+//   ├────────────┼────────────┼─────┬──────┤       ├────────────┼────────────┼─────────────────┤
+//   │type lv old │ new gfnHi  │gfnLo│ count│       │type n small│ word       │ quad            │ + n records of two quads
+//   └────────────┴────────────┴─────┴──────┘       └────────────┴────────────┴─────────────────┘
+//   type 8 bits; level 4, address space 1, mirror 1, vCPU's own 1; old and new 16 each; gfn 48 bits.
+//
+// A full ring drops what comes and counts it: what is read is always a prefix without holes.
+
+import { ctl } from './control';
+import { RING_BASE, TRACE_RECORD_BYTES } from './layout';
+
+export const EV_SPTE: u32 = 1;
+export const EV_UNMAP_GFN_RANGE: u32 = 10;
+export const EV_AGE_GFN: u32 = 11;
+export const EV_TEST_AGE_GFN: u32 = 12;
+export const EV_SET_SPTE_GFN: u32 = 13;
+export const EV_GFN_RANGE_RET: u32 = 14;
+export const EV_PRE_ATTR: u32 = 15;
+export const EV_POST_ATTR: u32 = 16;
+export const EV_UNMAP_HVA: u32 = 20;
+export const EV_AGE_HVA: u32 = 21;
+export const EV_TEST_AGE_HVA: u32 = 22;
+export const EV_INV_BEGIN: u32 = 23;
+export const EV_INV_ADD: u32 = 24;
+export const EV_INV_END: u32 = 25;
+export const EV_FLUSH: u32 = 26;
+export const EV_FLUSH_RANGE: u32 = 27;
+export const EV_REQ: u32 = 28;
+export const EV_ZAP_LEAFS: u32 = 29;
+export const EV_ZAP_LEAFS_RET: u32 = 30;
+export const EV_ZAP_ROOT: u32 = 31;
+export const EV_ZAP_ALL: u32 = 32;
+export const EV_INV_ROOTS: u32 = 33;
+export const EV_ZAP_INV_ROOTS: u32 = 34;
+export const EV_ZAP_ALL_FAST: u32 = 35;
+export const EV_SPLIT_HUGE: u32 = 36;
+export const EV_SPLIT_HUGE_PAGE: u32 = 37;
+export const EV_WRPROT_SLOT: u32 = 38;
+export const EV_CLEAR_DIRTY_MASK: u32 = 39;
+export const EV_WRITE_PROTECT_GFN: u32 = 40;
+export const EV_ZAP_COLLAPSIBLE: u32 = 41;
+export const EV_SET_MEMSLOT: u32 = 42;
+export const EV_SWAP_MEMSLOTS: u32 = 43;
+export const EV_FLUSH_SHADOW_MEMSLOT: u32 = 44;
+export const EV_COMMIT_REGION: u32 = 45;
+export const EV_MMIO_GEN: u32 = 46;
+export const EV_GMEM_INVAL_BEGIN: u32 = 47;
+export const EV_FLUSH_SHADOW_ALL: u32 = 48;
+export const EV_RECLAIMED: u32 = 49;
+export const EV_MARK_MMIO_SPTE: u32 = 50;
+export const EV_ZAP_SP: u32 = 51;
+
+// What an spte is, in 16 bits: class 0-2; of a leaf, bits 1-7 of its flags at 3-9; of MMIO, its generation at 3-15.
+export const SPTE_NONPRESENT: u32 = 0;
+export const SPTE_MMIO: u32 = 1;
+export const SPTE_FROZEN: u32 = 2;
+export const SPTE_TABLE: u32 = 3;
+export const SPTE_LEAF: u32 = 4;
+
+export function codeOfFlags(flags: u32): u32 {
+  return flags & 1 ? SPTE_LEAF | ((flags >> 1) << 3) : SPTE_NONPRESENT;
+}
+export function codeOfMmio(generation: u32): u32 {
+  return SPTE_MMIO | ((generation & 0x1fff) << 3);
+}
+
+function room(records: u32): usize {
+  const used = ctl.traceCount;
+  if (used + records > ctl.ringRecords || ctl.traceDropped != 0) {
+    ctl.traceDropped++;
+    return 0;
+  }
+  ctl.traceCount = used + records;
+  return RING_BASE + <usize>used * TRACE_RECORD_BYTES;
+}
+
+/** 1 while changes come from a fault of a vCPU, 0 while from an operation. */
+export let byVcpu: u32 = 0;
+export function setByVcpu(on: bool): void {
+  byVcpu = on ? 1 : 0;
+}
+
+/** A run of `entries` sptes of `level` from `gfn` on changed from `oldCode` to `newCode`. */
+export function traceSptes(
+  asId: u32,
+  mirror: u32,
+  level: i32,
+  gfn: u64,
+  oldCode: u32,
+  newCode: u32,
+  entries: u32,
+): void {
+  const ptr = room(1);
+  if (ptr == 0) return;
+  store<u32>(ptr, EV_SPTE | ((<u32>level) << 8) | (asId << 12) | (mirror << 13) | (byVcpu << 14) | (oldCode << 16));
+  store<u32>(ptr, newCode | ((<u32>(gfn >> 32)) << 16), 4);
+  store<u32>(ptr, <u32>gfn, 8);
+  store<u32>(ptr, entries, 12);
+}
+
+export function trace(type: u32, small: u32, word: u32, quad: u64): void {
+  if (ctl.traceOn == 0) return;
+  const ptr = room(1);
+  if (ptr == 0) return;
+  store<u32>(ptr, type | (small << 16));
+  store<u32>(ptr, word, 4);
+  store<u64>(ptr, quad, 8);
+}
+
+export function trace2(type: u32, small: u32, word: u32, quad: u64, quad2: u64, quad3: u64): void {
+  if (ctl.traceOn == 0) return;
+  const ptr = room(2);
+  if (ptr == 0) return;
+  store<u32>(ptr, type | (1 << 8) | (small << 16));
+  store<u32>(ptr, word, 4);
+  store<u64>(ptr, quad, 8);
+  store<u64>(ptr, quad2, 16);
+  store<u64>(ptr, quad3, 24);
+}

@@ -1,0 +1,479 @@
+// What a vCPU does: enter the guest, touch memory, pre-fault, accept, fault in two phases, change address space.
+// Mirrors: arch/x86/kvm/mmu/mmu.c (kvm_mmu_page_fault, fast_page_fault, kvm_arch_vcpu_pre_fault_memory),
+// virt/kvm/kvm_main.c (kvm_vcpu_pre_fault_memory)
+
+import {
+  C_PAGES_ACCEPTED,
+  C_PF_EMULATE,
+  C_PF_FAST,
+  C_PF_FIXED,
+  C_PF_SPURIOUS,
+  C_PF_TAKEN,
+  C_TLB_FLUSH,
+  count,
+  ctl,
+  hasPrivateMem,
+  VM_TDX,
+} from './control';
+import { markPageDirty } from './dirty_log';
+import { gmemContentWritten } from './guest_memfd';
+import { FAULTS_MAX } from './layout';
+import { memIsPrivate } from './mem_attributes';
+import { gfnToMemslot, MEM_LOG_DIRTY_PAGES } from './memslots';
+import {
+  ACCESS_EXEC,
+  ACCESS_WRITE,
+  accessAllowed,
+  type Fault,
+  faultAt,
+  faultBegin,
+  faultFinish,
+  faultThaw,
+  initFault,
+  RET_PF_MEMORY_FAULT,
+  reserveFault,
+  scratchFault,
+} from './page_fault';
+import { atEnd, atFlags, atLevel, reserve } from './page_table';
+import { ACCESSED, DIRTY, KIND, MMU_WRITABLE, NX, PRESENT, WRITABLE } from './spte';
+import { EFAULT, EINTR, EINVAL, EIO, ENOENT, ENOMEM, STATUS_CAPACITY, STATUS_NO_HANDLE } from './status';
+import {
+  allocRoot,
+  indexOf,
+  maxGfnExclusive,
+  putRoot,
+  RET_PF_EMULATE,
+  RET_PF_FIXED,
+  RET_PF_FROZEN,
+  RET_PF_RETRY,
+  RET_PF_SPURIOUS,
+  ROOT_DIRECT,
+  ROOT_MIRROR,
+  type Root,
+  rootAt,
+  tdpMmuClearBits,
+  tdpMmuSetBits,
+  tdpMmuSideCode,
+  tdpMmuWalk,
+} from './tdp_mmu';
+import { codeOfMmio, SPTE_MMIO } from './trace';
+import { type Vcpu, vcpuAt } from './vcpus';
+
+// --- Roots and entry -------------------------------------------------------------------------------------------------
+
+function dropRoot(rootNumber: u32): void {
+  if (rootNumber == 0) return;
+  const root = rootAt(rootNumber - 1);
+  root.users--;
+  putRoot(root);
+}
+
+function takeRoot(kind: u32, asId: u32): u32 {
+  const root = allocRoot(kind, asId);
+  if (root === null) return 0;
+  root.users++;
+  return indexOf(root) + 1;
+}
+
+/** Unloads the vCPU's roots. Mirrors: kvm_mmu_unload() */
+export function unloadRoots(vcpu: Vcpu): void {
+  const direct = vcpu.root;
+  const mirror = vcpu.mirrorRoot;
+  vcpu.root = 0;
+  vcpu.mirrorRoot = 0;
+  dropRoot(direct);
+  dropRoot(mirror);
+}
+
+/** Loads roots if none are loaded: an obsolete one counts as loaded. Mirrors: kvm_mmu_reload() */
+function reloadRoots(vcpu: Vcpu): i32 {
+  if (vcpu.root != 0) return 0;
+  vcpu.root = takeRoot(ROOT_DIRECT, vcpu.asId);
+  if (ctl.vmType == VM_TDX) vcpu.mirrorRoot = takeRoot(ROOT_MIRROR, 0);
+  return vcpu.root == 0 || (ctl.vmType == VM_TDX && vcpu.mirrorRoot == 0) ? -ENOMEM : 0;
+}
+
+/** What KVM_RUN does before it enters: obsolete roots go, new ones are loaded, owed flushes are done. */
+function enterGuest(vcpu: Vcpu): i32 {
+  if (vcpu.root != 0 && rootAt(vcpu.root - 1).invalid != 0) unloadRoots(vcpu);
+  const error = reloadRoots(vcpu);
+  if (error != 0) return error;
+  if (vcpu.everRun == 0) {
+    vcpu.everRun = 1;
+    count(C_TLB_FLUSH, 1);
+  }
+  flushIfAsked(vcpu);
+  return 0;
+}
+
+function flushIfAsked(vcpu: Vcpu): void {
+  if (vcpu.flushEpoch == ctl.flushEpoch) return;
+  vcpu.flushEpoch = ctl.flushEpoch;
+  count(C_TLB_FLUSH, 1);
+}
+
+/** KVM_RUN without an access. */
+export function vcpuRun(index: u32): i32 {
+  if (index >= ctl.vcpuCount) return STATUS_NO_HANDLE;
+  return enterGuest(vcpuAt(index));
+}
+
+/** Marks a vCPU as running guest code (flushes kick it), or as not. */
+export function vcpuSetInGuest(index: u32, on: u32): i32 {
+  if (index >= ctl.vcpuCount) return STATUS_NO_HANDLE;
+  const vcpu = vcpuAt(index);
+  if (on != 0) {
+    const error = enterGuest(vcpu);
+    if (error != 0) return error;
+  }
+  vcpu.inGuest = on;
+  return 0;
+}
+
+/** Enters or leaves SMM: the other address space's root is loaded next. */
+export function vcpuSetAddressSpace(index: u32, asId: u32): i32 {
+  if (index >= ctl.vcpuCount) return STATUS_NO_HANDLE;
+  if (asId >= ctl.asCount) return -EINVAL;
+  const vcpu = vcpuAt(index);
+  if (vcpu.asId == asId) return 0;
+  unloadRoots(vcpu);
+  vcpu.asId = asId;
+  return 0;
+}
+
+// --- Guest accesses --------------------------------------------------------------------------------------------------
+
+export const EXIT_DONE: i32 = 0;
+export const EXIT_MMIO: i32 = 1;
+export const EXIT_MEMORY_FAULT: i32 = 2;
+export const EXIT_ERROR: i32 = 3;
+/** The fault would be retried for as long as the invalidation goes on. */
+export const EXIT_RETRY: i32 = 4;
+/** A TD's guest touched a page it has not accepted, and takes the exception itself. */
+export const EXIT_VE: i32 = 5;
+
+function exitWith(reason: i32, flags: u32, error: i32): i32 {
+  ctl.result1 = <f64>flags;
+  ctl.result2 = <f64>error;
+  return reason;
+}
+
+/** A fault on an entry whose reserved bits are set. Mirrors: handle_mmio_page_fault() */
+const MMIO_NONE: i32 = 0;
+const MMIO_EXIT: i32 = 1;
+const MMIO_STALE: i32 = 2;
+function mmioStage(vcpu: Vcpu, root: Root, gfn: u64): i32 {
+  const code = tdpMmuSideCode(root, gfn);
+  if ((code & 7) != SPTE_MMIO) return MMIO_NONE;
+  if (vcpu.mmioValid != 0 && vcpu.mmioGfn == gfn && vcpu.mmioGeneration == ctl.mmioGen0) return MMIO_EXIT;
+  const generation = vcpu.asId == 0 ? ctl.mmioGen0 : ctl.mmioGen1;
+  if (code != codeOfMmio(generation)) return MMIO_STALE;
+  vcpu.mmioGfn = gfn;
+  vcpu.mmioGeneration = ctl.mmioGen0;
+  vcpu.mmioValid = 1;
+  return MMIO_EXIT;
+}
+
+/** A write on a present leaf that may become writable without mmu_lock. Mirrors: fast_page_fault() */
+function fastPageFault(vcpu: Vcpu, root: Root, gfn: u64, flags: u32, level: i32): bool {
+  if ((flags & MMU_WRITABLE) == 0) return false;
+  const slot = gfnToMemslot(vcpu.asId, gfn);
+  const logged = slot !== null && (slot.flags & MEM_LOG_DIRTY_PAGES) != 0;
+  if (level > 1 && logged) return false;
+  tdpMmuSetBits(root, gfn, gfn + 1, WRITABLE);
+  if (slot !== null && logged) markPageDirty(slot, gfn);
+  count(C_PF_FAST, 1);
+  return true;
+}
+
+/** What hardware and guest do on an access that the leaf allows. */
+function touch(vcpu: Vcpu, root: Root, gfn: u64, access: u32, flags: u32): void {
+  const write = access == ACCESS_WRITE;
+  if (root.kind == ROOT_DIRECT) {
+    const want = ACCESSED | (write ? DIRTY : 0);
+    if ((flags & want) != want) tdpMmuSetBits(root, gfn, gfn + 1, want);
+  }
+  if (!write || !hasPrivateMem()) return;
+  if (root.kind == ROOT_DIRECT && (flags & KIND) == 0) return;
+  const slot = gfnToMemslot(vcpu.asId, gfn);
+  if (slot !== null) gmemContentWritten(slot, gfn, gfn + 1);
+}
+
+/**
+ * One access by the guest, with every fault it takes. `privateMode`: 0 shared, 1 private, 2 as the hardware would tell
+ * (a TD: private unless the shared bit is set; elsewhere as the attribute says).
+ * Returns EXIT_*; of an exit, result0 is the gfn, result1 the flags, result2 the error.
+ */
+function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMode: u32): i32 {
+  ctl.result0 = <f64>gfn;
+  const isTd = ctl.vmType == VM_TDX;
+  const mirrored = isTd && privateMode != 0;
+  const reachable = gfn < maxGfnExclusive(mirrored ? 0 : ctl.directBits);
+  for (let attempt = 0; attempt < 16; attempt++) {
+    const entered = enterGuest(vcpu);
+    if (entered != 0) return exitWith(EXIT_ERROR, 0, entered);
+    const root = rootAt((mirrored ? vcpu.mirrorRoot : vcpu.root) - 1);
+    let present = false;
+    let stale = MMIO_NONE;
+    if (reachable) {
+      tdpMmuWalk(root, gfn);
+      const flags = atFlags;
+      const level = atLevel;
+      present = (flags & PRESENT) != 0;
+      if (present && root.kind == ROOT_MIRROR && (flags & KIND) != 0) {
+        if (ctl.septVeDisable == 0) return exitWith(EXIT_VE, 8, 0);
+        ctl.dead = 1;
+        return exitWith(EXIT_ERROR, 8, -EIO);
+      }
+      if (present && accessAllowed(flags, access)) {
+        touch(vcpu, root, gfn, access, flags);
+        return EXIT_DONE;
+      }
+      if (!present) {
+        stale = mmioStage(vcpu, root, gfn);
+        if (stale == MMIO_EXIT) return exitWith(EXIT_MMIO, 0, 0);
+      }
+      count(C_PF_TAKEN, 1);
+      if (present && access == ACCESS_WRITE && fastPageFault(vcpu, root, gfn, flags, level)) {
+        count(C_PF_FIXED, 1);
+        continue;
+      }
+    } else {
+      count(C_PF_TAKEN, 1);
+    }
+    const fault = scratchFault();
+    initFault(fault, vcpuIndex, gfn, access, stale == MMIO_STALE ? 0 : privateMode, false);
+    // A fault through a stale MMIO spte is never told to be private.
+    if (stale == MMIO_STALE) fault.isPrivate = 0;
+    let result = faultBegin(fault);
+    if (result == 0) result = faultFinish(fault, false);
+    if (result == RET_PF_FIXED) count(C_PF_FIXED, 1);
+    else if (result == RET_PF_SPURIOUS) count(C_PF_SPURIOUS, 1);
+    else if (result == RET_PF_EMULATE) {
+      count(C_PF_EMULATE, 1);
+      return exitWith(EXIT_MMIO, 0, 0);
+    } else if (result == RET_PF_MEMORY_FAULT) {
+      return exitWith(EXIT_MEMORY_FAULT, fault.isPrivate != 0 ? 8 : 0, fault.error);
+    } else if (result < 0) {
+      return exitWith(EXIT_ERROR, 0, result);
+    }
+  }
+  return exitWith(EXIT_RETRY, 0, 0);
+}
+
+/**
+ * `accesses` accesses at `gfn`, `gfn` + `strideGfns`, …; stops at the first that does not end in EXIT_DONE. result3 is
+ * how many were done.
+ */
+export function vcpuAccess(index: u32, gfn: u64, access: u32, privateMode: u32, accesses: f64, strideGfns: u64): i32 {
+  if (index >= ctl.vcpuCount) return STATUS_NO_HANDLE;
+  const vcpu = vcpuAt(index);
+  const direct = ctl.directBits;
+  let done: f64 = 0;
+  while (done < accesses) {
+    if (!reserveFault()) return STATUS_CAPACITY;
+    let mode = privateMode;
+    let canonical = gfn;
+    if (direct != 0) {
+      if (gfn & direct) mode = 0;
+      else if (mode == 2) mode = 1;
+      canonical = gfn & ~direct;
+    }
+    const exit = accessOnce(index, vcpu, canonical, access, mode);
+    ctl.result3 = done;
+    if (exit != EXIT_DONE) return exit;
+    done += 1;
+    gfn += strideGfns;
+  }
+  ctl.result3 = done;
+  return EXIT_DONE;
+}
+
+// --- KVM_PRE_FAULT_MEMORY --------------------------------------------------------------------------------------------
+
+/**
+ * Maps [gpa, gpa + size) as read faults would, as the attributes say private or shared. Returns 0 if anything was mapped,
+ * -errno if nothing was; what is left over stands at result0 (gfn) and result1, result2 (size, low and high half).
+ */
+export function vcpuPreFaultMemory(index: u32, gpa: u64, size: u64, flags: u64): i32 {
+  if (index >= ctl.vcpuCount) return STATUS_NO_HANDLE;
+  const error = preFault(index, gpa, size, flags);
+  return error;
+}
+
+function leftOver(gpa: u64, size: u64): void {
+  ctl.result0 = <f64>(gpa >> 12);
+  ctl.result1 = <f64>(<u32>size);
+  ctl.result2 = <f64>(<u32>(size >> 32));
+}
+
+function preFault(index: u32, gpa: u64, size: u64, flags: u64): i32 {
+  leftOver(gpa, size);
+  if (flags != 0) return -EINVAL;
+  if ((gpa & 4095) != 0 || (size & 4095) != 0 || gpa + size <= gpa) return -EINVAL;
+  const vcpu = vcpuAt(index);
+  const whole = size;
+  let result = 0;
+  while (size > 0) {
+    if (!reserveFault()) {
+      result = STATUS_CAPACITY;
+      break;
+    }
+    result = reloadRoots(vcpu);
+    if (result != 0) break;
+    const gfn = gpa >> 12;
+    if (ctl.directBits != 0 && (gfn & ctl.directBits) != 0) {
+      result = -EINVAL;
+      break;
+    }
+    const fault = scratchFault();
+    initFault(fault, index, gfn, 0, 2, true);
+    fault.limitPages = <u32>min(size >> 12, 0xffffffff);
+    for (let attempt = 0; attempt < 4; attempt++) {
+      result = faultBegin(fault);
+      if (result == 0) result = faultFinish(fault, false);
+      if (result != RET_PF_RETRY) break;
+    }
+    if (result == RET_PF_RETRY) result = -EINTR;
+    else if (result == RET_PF_EMULATE) result = -ENOENT;
+    else if (result == RET_PF_MEMORY_FAULT) result = fault.error;
+    if (result < 0) break;
+    result = 0;
+    const bytes = min(size, fault.runPages << 12);
+    gpa += bytes;
+    size -= bytes;
+  }
+  leftOver(gpa, size);
+  return size < whole ? 0 : result;
+}
+
+// --- TDG.MEM.PAGE.ACCEPT ---------------------------------------------------------------------------------------------
+
+/**
+ * The guest accepts the 4K pages of [startGfn, endGfn): each is mapped first if it is not, becomes MAPPED and zeroed.
+ * Returns 0; result0 is how many were PENDING, result1 how many had been accepted before.
+ */
+export function vcpuAccept(index: u32, startGfn: u64, endGfn: u64): i32 {
+  if (index >= ctl.vcpuCount) return STATUS_NO_HANDLE;
+  if (ctl.vmType != VM_TDX || endGfn <= startGfn || endGfn > ctl.directBits) return -EINVAL;
+  const vcpu = vcpuAt(index);
+  const entered = enterGuest(vcpu);
+  if (entered != 0) return entered;
+  let pending: f64 = 0;
+  let already: f64 = 0;
+  let gfn = startGfn;
+  ctl.result0 = 0;
+  ctl.result1 = 0;
+  while (gfn < endGfn) {
+    if (!reserveFault()) return STATUS_CAPACITY;
+    const root = rootAt(vcpu.mirrorRoot - 1);
+    tdpMmuWalk(root, gfn);
+    if ((atFlags & PRESENT) == 0) {
+      // TD exit "EPT violation, accept": KVM maps the page, the guest tries again.
+      const fault = scratchFault();
+      initFault(fault, index, gfn, 0, 1, false);
+      fault.limitPages = <u32>min(endGfn - gfn, 0xffffffff);
+      count(C_PF_TAKEN, 1);
+      let result = faultBegin(fault);
+      if (result == 0) result = faultFinish(fault, false);
+      if (result == RET_PF_MEMORY_FAULT) return exitAccept(gfn, fault.error);
+      if (result == RET_PF_RETRY) return exitAccept(gfn, -EINTR);
+      if (result < 0) return exitAccept(gfn, result);
+      count(C_PF_FIXED, fault.runPages);
+      count(C_PF_TAKEN, fault.runPages - 1);
+      tdpMmuWalk(root, gfn);
+    }
+    const end = min(atEnd, endGfn);
+    if (atFlags & KIND) {
+      tdpMmuClearBits(root, gfn, end, KIND);
+      acceptContent(vcpu, gfn, end);
+      pending += <f64>(end - gfn);
+      count(C_PAGES_ACCEPTED, end - gfn);
+    } else {
+      already += <f64>(end - gfn);
+    }
+    gfn = end;
+    ctl.result0 = pending;
+    ctl.result1 = already;
+  }
+  return 0;
+}
+
+function exitAccept(gfn: u64, error: i32): i32 {
+  ctl.result2 = <f64>gfn;
+  return error;
+}
+
+/** Accepted pages hold the zeroes that the guest asked for: content, until they are removed. */
+function acceptContent(vcpu: Vcpu, startGfn: u64, endGfn: u64): void {
+  let gfn = startGfn;
+  while (gfn < endGfn) {
+    const slot = gfnToMemslot(vcpu.asId, gfn);
+    if (slot === null) {
+      gfn++;
+      continue;
+    }
+    const end = min(endGfn, slot.baseGfn + slot.npages);
+    gmemContentWritten(slot, gfn, end);
+    gfn = end;
+  }
+}
+
+// --- A fault in two phases -------------------------------------------------------------------------------------------
+
+/** Takes the sequence number and the page. Returns the fault's id, or a negative status. */
+export function vcpuBeginFault(index: u32, gfn: u64, access: u32, privateMode: u32): i32 {
+  if (index >= ctl.vcpuCount) return STATUS_NO_HANDLE;
+  if (!reserveFault()) return STATUS_CAPACITY;
+  let id: u32 = 0;
+  while (id < FAULTS_MAX - 1 && faultAt(id).stage != 0) id++;
+  if (id == FAULTS_MAX - 1) return -ENOMEM;
+  const vcpu = vcpuAt(index);
+  const error = reloadRoots(vcpu);
+  if (error != 0) return error;
+  const fault = faultAt(id);
+  memory.fill(changetype<usize>(fault), 0, offsetof<Fault>());
+  let mode = privateMode;
+  if (ctl.directBits != 0) {
+    if (gfn & ctl.directBits) mode = 0;
+    else if (mode == 2) mode = 1;
+  }
+  initFault(fault, index, gfn & ~ctl.directBits, access, mode, false);
+  fault.result = faultBegin(fault);
+  fault.stage = fault.result == 0 ? 1 : 3;
+  if (id >= ctl.faultHighWater) ctl.faultHighWater = id + 1;
+  return <i32>id;
+}
+
+/** Installs or retries. Returns RET_PF_*, RET_PF_MEMORY_FAULT or -errno; RET_PF_FROZEN asks to be called again. */
+export function vcpuFinishFault(id: u32): i32 {
+  if (id >= FAULTS_MAX - 1) return STATUS_NO_HANDLE;
+  const fault = faultAt(id);
+  if (fault.stage == 0) return STATUS_NO_HANDLE;
+  if (!reserveFault()) return STATUS_CAPACITY;
+  let result = fault.result;
+  if (fault.stage == 1) {
+    result = faultFinish(fault, true);
+    if (result == RET_PF_FROZEN) {
+      fault.stage = 2;
+      return result;
+    }
+  } else if (fault.stage == 2) {
+    result = faultThaw(fault);
+  }
+  ctl.result0 = <f64>fault.gfn;
+  ctl.result1 = fault.isPrivate != 0 ? 8 : 0;
+  ctl.result2 = <f64>fault.error;
+  ctl.result3 = <f64>fault.seq;
+  fault.stage = 0;
+  return result;
+}
+
+/** Gives a fault up. */
+export function vcpuDropFault(id: u32): i32 {
+  if (id >= FAULTS_MAX - 1 || faultAt(id).stage == 0) return STATUS_NO_HANDLE;
+  const fault = faultAt(id);
+  if (fault.stage == 2) faultThaw(fault);
+  fault.stage = 0;
+  return 0;
+}

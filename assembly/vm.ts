@@ -1,0 +1,301 @@
+// A VM's life: what it is, its capabilities, its end; and the kvm_gfn_range calls made directly.
+// Mirrors: virt/kvm/kvm_main.c (kvm_create_vm, kvm_destroy_vm), arch/x86/kvm/x86.c (kvm_vm_ioctl_enable_cap)
+
+import { recoverNxHugePages } from './collapse';
+import {
+  C_FREE_OBSOLETE_ROOTS,
+  C_LOCK_SECTIONS,
+  C_PAGE_RECLAIM,
+  C_TABLES_FREED,
+  count,
+  counter,
+  ctl,
+  FORM_GMEM_V13,
+  FORM_RFC_V4,
+  PROFILE_6_12,
+  PROFILE_6_16,
+  VM_TDX,
+} from './control';
+import { gmemRelease } from './guest_memfd';
+import { CONTROL_BASE, CONTROL_BYTES, RING_BASE, TRACE_RECORD_BYTES } from './layout';
+import { invalidateRoots, zapAllFast, zapInvalidatedRoots } from './memory_region';
+import { BY_GFN, endGfnOf, isMixed, Memslot, memslotAt, slotAtPlace, slotCount } from './memslots';
+import { ageGfn, MAY_BLOCK, ONLY_PRIVATE, ONLY_SHARED, setSpteGfn, testAgeGfn, unmapGfnRange } from './mmu';
+import { reserve } from './page_table';
+import { EINVAL, EOPNOTSUPP, STATUS_CAPACITY, STATUS_DESTROYED } from './status';
+import {
+  ALL_AS,
+  nextRoot,
+  ROOT_DIRECT,
+  ROOT_MIRROR,
+  ROOTS_BOTH,
+  ROOTS_DIRECT,
+  reserveWalk,
+  rootAt,
+  tdpMmuUnmapRange,
+  tdpMmuZapRoot,
+} from './tdp_mmu';
+import { flushRemoteTlbs } from './tlb';
+import { EV_FLUSH_SHADOW_ALL, EV_RECLAIMED, EV_ZAP_ALL, trace } from './trace';
+import { unloadRoots } from './vcpu';
+import { Vcpu, vcpuAt } from './vcpus';
+
+/** Written by vmCreate() first: a snapshot of another layout is refused by it. */
+export const LAYOUT_VERSION: u32 = 1;
+const MAGIC: u32 = 0x74707365;
+
+function alignUp(value: u64, to: u64): u64 {
+  return (value + to - 1) & ~(to - 1);
+}
+
+/**
+ * Lays out a fresh memory of `memoryBytes` and makes the VM. Returns 0, or STATUS_CAPACITY if the regions do not fit.
+ * The free-block stacks take a share of what the ring leaves, the arena the rest.
+ */
+export function vmCreate(
+  memoryBytes: f64,
+  vmType: u32,
+  profile: u32,
+  filterForm: u32,
+  maxphyaddr: u32,
+  gpaw: u32,
+  vcpus: u32,
+  slotsPagesMax: f64,
+  ringRecords: u32,
+): i32 {
+  ctl.magic = MAGIC;
+  ctl.layoutVersion = LAYOUT_VERSION;
+  ctl.memoryBytes = <u64>memoryBytes;
+  ctl.vmType = vmType;
+  ctl.profile = profile;
+  ctl.filterForm = filterForm;
+  ctl.maxphyaddr = maxphyaddr;
+  ctl.gpaw = gpaw;
+  const width = vmType == VM_TDX ? gpaw : maxphyaddr;
+  ctl.rootLevel = width <= 48 ? 4 : 5;
+  if (vmType == VM_TDX) ctl.directBits = (<u64>1) << (gpaw - 1 - 12);
+  ctl.asCount = vmType == 0 ? 2 : 1;
+  ctl.vcpuCount = vcpus;
+  ctl.slotsPagesMax = <u64>slotsPagesMax;
+  ctl.hugepageGuard = 1;
+  ctl.septVeDisable = 1;
+  ctl.quirkSlotZapAll = 1;
+  ctl.eagerPageSplit = 1;
+  ctl.mmioCaching = 1;
+  ctl.tdFinalized = 1;
+  ctl.budget = Infinity;
+  ctl.yieldGfn = -1;
+  ctl.mmioGen0 = 0;
+  ctl.mmioGen1 = 1;
+  ctl.anonVmaNext = 1;
+  ctl.ringRecords = ringRecords;
+  ctl.invStart = ~(<u64>0);
+  ctl.invEnd = ~(<u64>0);
+  let at = alignUp(RING_BASE + <u64>ringRecords * TRACE_RECORD_BYTES, 65536);
+  if (at >= <u64>memoryBytes) return STATUS_CAPACITY;
+  // A block of 64 bytes needs 4 bytes of the first stack, 2 of the second, …: 8 bytes in all, at most.
+  const blocks = (<u64>memoryBytes - at) / 72;
+  ctl.stackBase0 = <u32>at;
+  at += blocks * 4;
+  ctl.stackBase1 = <u32>at;
+  at += blocks * 2;
+  ctl.stackBase2 = <u32>at;
+  at += blocks;
+  ctl.stackBase3 = <u32>at;
+  at += blocks / 2 + 4;
+  ctl.stackBase4 = <u32>at;
+  at = alignUp(at + (blocks / 128 + 1) * 4, 65536);
+  if (at + 65536 > <u64>memoryBytes) return STATUS_CAPACITY;
+  ctl.arenaBase = <u32>at;
+  ctl.arenaBlocks = <u32>min(blocks, (<u64>memoryBytes - at) >> 6);
+  return 0;
+}
+
+/** The options that have defaults: one call each, before or after use as the module parameter allows. */
+export const OPTION_HUGEPAGE_GUARD: u32 = 0;
+export const OPTION_SEPT_VE_DISABLE: u32 = 1;
+export const OPTION_QUIRK_SLOT_ZAP_ALL: u32 = 2;
+export const OPTION_NX_HUGE_PAGES: u32 = 3;
+export const OPTION_EAGER_PAGE_SPLIT: u32 = 4;
+export const OPTION_MMIO_CACHING: u32 = 5;
+export const OPTION_TRACE: u32 = 6;
+export const OPTION_FAIL_RESERVATION: u32 = 7;
+export const OPTION_TD_FINALIZED: u32 = 8;
+export function vmSetOption(option: u32, value: u32): i32 {
+  switch (option) {
+    case OPTION_HUGEPAGE_GUARD:
+      ctl.hugepageGuard = value;
+      return 0;
+    case OPTION_SEPT_VE_DISABLE:
+      ctl.septVeDisable = value;
+      return 0;
+    case OPTION_QUIRK_SLOT_ZAP_ALL:
+      ctl.quirkSlotZapAll = value;
+      return 0;
+    case OPTION_NX_HUGE_PAGES:
+      ctl.nxHugePages = value;
+      return 0;
+    case OPTION_EAGER_PAGE_SPLIT:
+      ctl.eagerPageSplit = value;
+      return 0;
+    case OPTION_MMIO_CACHING:
+      ctl.mmioCaching = value;
+      return 0;
+    case OPTION_TRACE:
+      ctl.traceOn = value;
+      return 0;
+    case OPTION_FAIL_RESERVATION:
+      ctl.reservations = 0;
+      ctl.failReservation = value;
+      return 0;
+    case OPTION_TD_FINALIZED:
+      ctl.tdFinalized = value;
+      return 0;
+    default:
+      return -EINVAL;
+  }
+}
+
+/** Writes nx_huge_pages after boot: every root of the VM goes. Mirrors: set_nx_huge_pages() */
+export function vmWriteNxHugePages(value: u32): i32 {
+  if (!reserve(64, 24)) return STATUS_CAPACITY;
+  ctl.nxHugePages = value;
+  zapAllFast();
+  return 0;
+}
+
+export function vmRecoverNxHugePages(limit: u32): i32 {
+  if (!reserve(64, 24)) return STATUS_CAPACITY;
+  return recoverNxHugePages(limit);
+}
+
+const KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: u32 = 168;
+const KVM_CAP_DISABLE_QUIRKS2: u32 = 213;
+const KVM_X86_QUIRK_SLOT_ZAP_ALL: u64 = 1 << 7;
+/** The quirks that 6.12 knows: bits 0 to 7. */
+const KVM_X86_VALID_QUIRKS: u64 = 0xff;
+/** KVM_ENABLE_CAP. Mirrors: kvm_vm_ioctl_enable_cap_generic(), kvm_vm_ioctl_enable_cap() */
+export function vmEnableCap(cap: u32, flags: u64, arg0: u64): i32 {
+  if (flags != 0) return -EINVAL;
+  if (cap == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) {
+    const allowed: u64 = (arg0 & 1) != 0 ? 3 : 1;
+    if (arg0 & ~allowed) return -EINVAL;
+    ctl.manualDirtyLog = <u32>arg0;
+    return 0;
+  }
+  if (cap == KVM_CAP_DISABLE_QUIRKS2) {
+    if (arg0 & ~KVM_X86_VALID_QUIRKS) return -EINVAL;
+    if (arg0 & KVM_X86_QUIRK_SLOT_ZAP_ALL) ctl.quirkSlotZapAll = 0;
+    return 0;
+  }
+  return -EINVAL;
+}
+
+// --- kvm_gfn_range, called directly ----------------------------------------------------------------------------------
+
+export const CALL_UNMAP: u32 = 0;
+export const CALL_AGE: u32 = 1;
+export const CALL_TEST_AGE: u32 = 2;
+export const CALL_SET_SPTE: u32 = 3;
+
+/**
+ * Calls one kvm_gfn_range handler. Returns its boolean, or -EINVAL: no such slot, a range that is empty or not within
+ * the slot, a pair of bools that the form refuses; -EOPNOTSUPP: set_spte on a kernel without it.
+ */
+export function vmGfnRange(
+  call: u32,
+  asId: u32,
+  slotId: u32,
+  startGfn: f64,
+  endGfn: f64,
+  arg: u64,
+  selector: u32,
+): i32 {
+  if (asId >= ctl.asCount || slotId > 32766) return -EINVAL;
+  const slot = memslotAt(asId, slotId);
+  if (slot.used == 0) return -EINVAL;
+  const start = <u64>startGfn;
+  const end = <u64>endGfn;
+  if (start >= end || start < slot.baseGfn || end > endGfnOf(slot)) return -EINVAL;
+  const both = ONLY_PRIVATE | ONLY_SHARED;
+  if (ctl.filterForm == FORM_GMEM_V13 && (selector & both) == both) return -EINVAL;
+  if (call == CALL_SET_SPTE && (ctl.profile == PROFILE_6_12 || ctl.profile == PROFILE_6_16)) return -EOPNOTSUPP;
+  if (!reserve(64, 24)) return STATUS_CAPACITY;
+  let result: bool;
+  if (call == CALL_UNMAP) result = unmapGfnRange(slot, start, end, arg, selector);
+  else if (call == CALL_AGE) result = ageGfn(slot, start, end, selector);
+  else if (call == CALL_TEST_AGE) result = testAgeGfn(slot, start, end, selector);
+  else result = setSpteGfn(slot, start, end, arg, selector);
+  // The flush that a true asks for is the caller's from here on.
+  if (result) ctl.flushOwed = 0;
+  return result ? 1 : 0;
+}
+
+/** Zaps [startGfn, endGfn) in all valid roots of every address space. Mirrors: kvm_zap_gfn_range() */
+export function vmZapGfnRange(startGfn: f64, endGfn: f64): i32 {
+  const start = <u64>startGfn;
+  const end = <u64>endGfn;
+  if (start >= end) return -EINVAL;
+  if (!reserve(64, 24)) return STATUS_CAPACITY;
+  count(C_LOCK_SECTIONS, 1);
+  const flush = tdpMmuUnmapRange(ROOTS_BOTH, ALL_AS, start, end, true, true, false);
+  if (flush) flushRemoteTlbs();
+  return 0;
+}
+
+/** The caller of vmGfnRange() does the flush that it owes. */
+export function vmFlushRemoteTlbs(): i32 {
+  flushRemoteTlbs();
+  return 0;
+}
+
+// --- The end ---------------------------------------------------------------------------------------------------------
+
+/**
+ * Close of the last VM descriptor. Open guest_memfd files hold the VM: it then dies with the last of them.
+ * Mirrors: kvm_vm_release(), kvm_destroy_vm()
+ */
+export function vmDestroy(): i32 {
+  if (!reserve(64, 24)) return STATUS_CAPACITY;
+  ctl.destroyed = 1;
+  if (ctl.openGmems == 0) tearDown();
+  return 0;
+}
+
+/** The last close of a guest_memfd, and of the VM if nothing else holds it. */
+export function vmReleaseGmem(fd: i32): i32 {
+  const error = gmemRelease(fd);
+  if (error != 0) return error;
+  if (ctl.destroyed == 1 && ctl.openGmems == 0) tearDown();
+  return 0;
+}
+
+/**
+ * Zaps the direct trees, then frees every root: of a TD the mirror tables go last, after the key is released, each page
+ * reclaimed. Mirrors: kvm_arch_flush_shadow_all(), kvm_mmu_uninit_tdp_mmu(), tdx_vm_destroy()
+ */
+function tearDown(): void {
+  trace(EV_FLUSH_SHADOW_ALL, 0, 0, 0);
+  trace(EV_ZAP_ALL, 0, 0, 0);
+  count(C_LOCK_SECTIONS, 1);
+  let root = nextRoot(0);
+  while (root !== null) {
+    const sequence = root.sequence;
+    if (root.kind == ROOT_DIRECT) tdpMmuZapRoot(root, false);
+    root = nextRoot(sequence);
+  }
+  trace(EV_RECLAIMED, 0, 0, 0);
+  for (let index: u32 = 0; index < ctl.vcpuCount; index++) unloadRoots(vcpuAt(index));
+  invalidateRoots(ROOT_DIRECT);
+  root = nextRoot(0);
+  while (root !== null) {
+    if (root.kind == ROOT_MIRROR) root.invalid = 1;
+    root = nextRoot(root.sequence);
+  }
+  const freed = counter(C_TABLES_FREED);
+  const mirrored = ctl.vmType == VM_TDX;
+  zapInvalidatedRoots(true);
+  if (mirrored) count(C_PAGE_RECLAIM, counter(C_TABLES_FREED) - freed);
+  ctl.flushOwed = 0;
+  ctl.destroyed = 2;
+}

@@ -1,0 +1,230 @@
+// The typed ABI: what the engine exports, as assembly/index.ts lists it, and the names of what it numbers.
+
+type Global = { readonly value: number };
+type Call = (...args: number[]) => number;
+
+export interface EngineExports {
+  vmCreate: Call;
+  vmSetOption: Call;
+  vmFlushRemoteTlbs: Call;
+  gate: Call;
+  abiSetMemoryRegion: Call;
+  abiSetMemoryAttributes: Call;
+  abiGmemCreate: Call;
+  abiGmemFallocate: Call;
+  abiGmemMemoryError: Call;
+  abiGmemRelease: Call;
+  abiGetDirtyLogCheck: Call;
+  abiDirtyRuns: Call;
+  abiGetDirtyLogProtect: Call;
+  abiClearDirtyLog: Call;
+  abiEnableCap: Call;
+  abiWriteNxHugePages: Call;
+  abiRecoverNxHugePages: Call;
+  abiGfnRange: Call;
+  abiZapGfnRange: Call;
+  vcpuRun: Call;
+  vcpuSetInGuest: Call;
+  vcpuFinishFault: Call;
+  vcpuDropFault: Call;
+  abiSetAddressSpace: Call;
+  abiAccess: Call;
+  abiPreFaultMemory: Call;
+  abiAccept: Call;
+  abiBeginFault: Call;
+  abiHostMmap: Call;
+  abiHostMunmap: Call;
+  abiHostMprotect: Call;
+  abiHostMadvise: Call;
+  abiHostMremap: Call;
+  abiHostAccess: Call;
+  abiHostMigrate: Call;
+  abiHostKhugepaged: Call;
+  abiHostKsmMerge: Call;
+  abiHostPageIdleSet: Call;
+  abiHostClearRefs: Call;
+  abiHostChangePte: Call;
+  abiHostFailHugePage: Call;
+  abiInvalidateRangeStart: Call;
+  abiInvalidateRangeEnd: Call;
+  abiNotifierAge: Call;
+  abiNotifierTestAge: Call;
+  abiDestroy: Call;
+  snapshotRegion: Call;
+  abiRetryGfn: Call;
+  abiRetryGfnUnsafe: Call;
+  abiRetry: Call;
+  abiIsMixed: Call;
+  abiIsPrivate: Call;
+  abiCounter: Call;
+  inspectLeafs: Call;
+  inspectTables: Call;
+  inspectWalk: Call;
+  vmCheck: Call;
+  staleSharedLeafs: Call;
+  asyncify_start_unwind(data: number): void;
+  asyncify_stop_unwind(): void;
+  asyncify_start_rewind(data: number): void;
+  asyncify_stop_rewind(): void;
+  asyncify_get_state(): number;
+  CONTROL_AT_TRACE_COUNT: Global;
+  CONTROL_AT_TRACE_DROPPED: Global;
+  CONTROL_AT_PAUSED: Global;
+  CONTROL_AT_PAUSE_GFN: Global;
+  CONTROL_AT_BUDGET: Global;
+  CONTROL_AT_STOP_MASK: Global;
+  CONTROL_AT_OPERATION: Global;
+  CONTROL_AT_YIELD_GFN: Global;
+  CONTROL_AT_YIELD_ARMED: Global;
+  CONTROL_AT_RESULT0: Global;
+  CONTROL_AT_INV_IN_PROGRESS: Global;
+  CONTROL_AT_INV_SEQ: Global;
+  CONTROL_AT_INV_START: Global;
+  CONTROL_AT_INV_END: Global;
+  CONTROL_AT_DEAD: Global;
+  CONTROL_AT_DESTROYED: Global;
+  CONTROL_AT_ROOT_HIGH_WATER: Global;
+  CONTROL_AT_GMEM_HIGH_WATER: Global;
+  CONTROL_AT_DIRECT_BITS: Global;
+  CONTROL_AT_FIXED: Global;
+  CONTROL_FIXED_BYTES: Global;
+  COUNTERS_BASE: Global;
+  COUNTER_COUNT: Global;
+  LAYOUT_HASH: Global;
+  IO_BASE: Global;
+  IO_BYTES: Global;
+  PAUSE_BASE: Global;
+  RING_BASE: Global;
+  ROOTS_BASE: Global;
+  ROOT_BYTES: Global;
+  GMEM_BASE: Global;
+  GMEM_BYTES: Global;
+}
+
+/**
+ * Calls that can pause: a paused one is resumed by calling it again. The place in this list is kept in the VM's memory,
+ * so that a restored VM knows what it was doing.
+ */
+export const PAUSING_CALLS = [
+  'abiSetMemoryRegion',
+  'abiSetMemoryAttributes',
+  'abiGmemFallocate',
+  'abiGmemMemoryError',
+  'abiGmemRelease',
+  'abiGetDirtyLogProtect',
+  'abiClearDirtyLog',
+  'abiWriteNxHugePages',
+  'abiRecoverNxHugePages',
+  'abiGfnRange',
+  'abiZapGfnRange',
+  'abiAccess',
+  'abiPreFaultMemory',
+  'abiAccept',
+  'abiBeginFault',
+  'vcpuFinishFault',
+  'abiHostMmap',
+  'abiHostMunmap',
+  'abiHostMprotect',
+  'abiHostMadvise',
+  'abiHostMremap',
+  'abiHostAccess',
+  'abiHostMigrate',
+  'abiHostKhugepaged',
+  'abiHostKsmMerge',
+  'abiHostPageIdleSet',
+  'abiHostClearRefs',
+  'abiHostChangePte',
+  'abiInvalidateRangeStart',
+  'abiNotifierAge',
+  'abiDestroy',
+] as const;
+export type PausingCall = (typeof PAUSING_CALLS)[number];
+
+/** Counters in the engine's order (assembly/control.ts, C_*). KVM's own names where it has one. */
+export const COUNTER_NAMES = [
+  'pages_4k',
+  'pages_2m',
+  'pages_1g',
+  'nx_lpage_splits',
+  'remote_tlb_flush',
+  'remote_tlb_flush_requests',
+  'pf_taken',
+  'pf_fixed',
+  'pf_emulate',
+  'pf_spurious',
+  'pf_fast',
+  'pf_mmio_spte_created',
+  'tlb_flush',
+  'leafs_zapped_direct_4k',
+  'leafs_zapped_direct_2m',
+  'leafs_zapped_direct_1g',
+  'leafs_zapped_mirror_4k',
+  'leafs_zapped_mirror_2m',
+  'leafs_zapped_mirror_1g',
+  'gfns_zapped',
+  'gfns_zapped_outside_request',
+  'tables',
+  'tables_allocated',
+  'tables_freed',
+  'entries_visited_l1',
+  'entries_visited_l2',
+  'entries_visited_l3',
+  'entries_visited_l4',
+  'entries_visited_l5',
+  'yields',
+  'leafs_aged',
+  'leafs_write_protected',
+  'splits',
+  'retries_hull',
+  'retries_seq',
+  'retries_frozen',
+  'retries_slot_invalid',
+  'lock_sections',
+  'invalidations',
+  'kvm_request_free_obsolete_roots',
+  'attribute_xarray_ops',
+  'TDH.MEM.SEPT.ADD',
+  'TDH.MEM.PAGE.AUG',
+  'TDH.MEM.RANGE.BLOCK',
+  'TDH.MEM.TRACK',
+  'kicks',
+  'TDH.MEM.PAGE.REMOVE',
+  'TDH.PHYMEM.PAGE.WBINVD',
+  'private_pages_lost',
+  'private_pages_to_accept',
+  'gmem_pages_allocated',
+  'gmem_pages_freed',
+  'pages_accepted',
+  'TDH.PHYMEM.PAGE.RECLAIM',
+  'notifier_events',
+] as const;
+export type CounterName = (typeof COUNTER_NAMES)[number] | 'entries_visited';
+
+/** Points where an operation stops if steps() asks for them (assembly/pause.ts, PAUSE_*). */
+export const STOP_POINTS = {
+  'attributes-zapped': 2,
+  'attributes-stored': 4,
+  'gmem-zapped': 8,
+  'slot-invalid': 16,
+  'notifier-started': 32,
+} as const;
+export type StopPoint = keyof typeof STOP_POINTS;
+export const PAUSE_BUDGET = 1;
+
+/** What may pass while an operation is paused (assembly/pause.ts, GATE_*). */
+export const GATE_OPERATION = 0;
+export const GATE_VCPU = 1;
+export const GATE_CLOSE = 2;
+
+/** The options that vmSetOption() numbers (assembly/vm.ts). */
+export const OPTIONS = {
+  hugepageGuard: 0,
+  septVeDisable: 1,
+  quirkSlotZapAll: 2,
+  nxHugePages: 3,
+  eagerPageSplit: 4,
+  mmioCaching: 5,
+  trace: 6,
+  failReservation: 7,
+  tdFinalized: 8,
+} as const;

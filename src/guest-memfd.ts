@@ -1,0 +1,55 @@
+// A guest_memfd file of one VM.
+
+import { integer, object } from './errors.ts';
+import type { U64, Vm } from './vm.ts';
+
+const FALLOC_FL_KEEP_SIZE = 1;
+const FALLOC_FL_PUNCH_HOLE = 2;
+
+export class GuestMemfd {
+  readonly #vm: Vm;
+  /** The descriptor's number, unique in the process. */
+  readonly fd: number;
+  /** Bytes; fixed when the file was made. */
+  readonly size: bigint;
+
+  /** Made by Vm.createGuestMemfd(). */
+  constructor(vm: Vm, fd: number, size: bigint) {
+    this.#vm = vm;
+    this.fd = fd;
+    this.size = size;
+  }
+
+  /**
+   * fallocate(2): `mode` is KEEP_SIZE (1), with PUNCH_HOLE (2) to free; `offset` and `length` in bytes.
+   * @throws {KvmError} EINVAL (misaligned, length 0, allocation beyond the size), EOPNOTSUPP (another mode), EBADF (closed)
+   */
+  fallocate(args: { mode: number; offset: U64; length: U64 }): void {
+    object(args, 'args');
+    const mode = integer(args.mode, 'mode', 0, 2 ** 32 - 1);
+    this.#vm.gmemFallocate(this.fd, mode, args.offset, args.length);
+  }
+
+  /** Frees [offset, offset + length) bytes, zapping what maps them. Errors as fallocate(). */
+  punchHole(offset: U64, length: U64): void {
+    this.fallocate({ mode: FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, length });
+  }
+
+  /** Allocates the pages of [offset, offset + length) bytes. Errors as fallocate(). */
+  allocate(offset: U64, length: U64): void {
+    this.fallocate({ mode: FALLOC_FL_KEEP_SIZE, offset, length });
+  }
+
+  /**
+   * A memory error in page `pageIndex` of the file: zapped, not freed; later faults fail with EHWPOISON.
+   * @throws {KvmError} EINVAL beyond the file
+   */
+  memoryError(pageIndex: number): void {
+    this.#vm.gmemMemoryError(this.fd, integer(pageIndex, 'pageIndex', 0, 2 ** 52));
+  }
+
+  /** Closes the last reference: zaps every slot bound to it, frees its pages, and ends a VM that only it held. */
+  close(): void {
+    this.#vm.gmemClose(this.fd);
+  }
+}

@@ -1,0 +1,28 @@
+// The public exports, nothing else.
+
+export type { CounterName, StopPoint } from './engine/exports.ts';
+export type { WasmSource } from './engine/load.ts';
+export { EngineFault, KvmError } from './errors.ts';
+export { closeFd, type FdKind, openFd } from './fds.ts';
+export type { KvmGfnRange } from './gfn-range.ts';
+export { GuestMemfd } from './guest-memfd.ts';
+export { type Advice, type HostKind, HostMemory, type HvaRange } from './host-memory.ts';
+export type { CheckFinding, LeafRun, WalkEntry } from './inspect.ts';
+export * from './scenario.ts';
+export type { GfnRangeCall, SpteChanged, SpteMeaning, TraceEvent } from './trace.ts';
+export { type Access, type AccessKind, type Exit, type FaultResult, Vcpu } from './vcpu.ts';
+export {
+  type CreateVmOptions,
+  createVm,
+  createVmSync,
+  type FilterForm,
+  type KernelProfile,
+  type Losses,
+  type MemoryRegion,
+  type MemoryRegion2,
+  type Pause,
+  type ResolvedOptions,
+  type U64,
+  Vm,
+  type VmType,
+} from './vm.ts';

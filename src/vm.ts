@@ -1,0 +1,932 @@
+// Vm: one method per ioctl. Names, units, errors and decoding; every bit of simulated state is in the engine's memory.
+
+import {
+  COUNTER_NAMES,
+  type EngineExports,
+  GATE_CLOSE,
+  GATE_OPERATION,
+  OPTIONS,
+  PAUSE_BUDGET,
+  PAUSING_CALLS,
+  type PausingCall,
+  STOP_POINTS,
+  type StopPoint,
+} from './engine/exports.ts';
+import { compileEngine, compileEngineSync, instantiate, type WasmSource } from './engine/load.ts';
+import { check, EngineFault, errorOf, halvesOf, integer, KvmError, object, oneOf } from './errors.ts';
+import { adoptFd, closeFd, fdKindFor, takeFd } from './fds.ts';
+import { type KvmGfnRange, rangeArguments } from './gfn-range.ts';
+import { GuestMemfd } from './guest-memfd.ts';
+import { HostMemory } from './host-memory.ts';
+import { type CheckFinding, decodeCheck, decodeLeafs, decodeWalk, type LeafRun, type WalkEntry } from './inspect.ts';
+import { decodeTrace, type TraceEvent } from './trace.ts';
+import { Vcpu } from './vcpu.ts';
+
+/** A u64 argument of an ioctl or a system call: an integer from 0 to 2^64 - 1. */
+export type U64 = number | bigint;
+
+export const VM_TYPES = ['default', 'sw-protected', 'tdx', 'snp'] as const;
+export type VmType = (typeof VM_TYPES)[number];
+export const KERNELS = ['rfc-v4', 'linux-6.12', 'linux-6.16'] as const;
+export type KernelProfile = (typeof KERNELS)[number];
+export const FILTER_FORMS = ['none', 'rfc-v4', 'gmem-v13', 'tdx-v18', 'attr-filter'] as const;
+export type FilterForm = (typeof FILTER_FORMS)[number];
+
+export interface CreateVmOptions {
+  /** Default 'default': a VM without private memory. */
+  type?: VmType;
+  /** The rules; default 'rfc-v4': the RFC's filter and vendor callback over the rules of 6.12. */
+  kernel?: KernelProfile;
+  /** What the selector of a kvm_gfn_range means; default the kernel's own. */
+  filterForm?: FilterForm;
+  /** Capacity in bytes of all memslots together; creates none. */
+  memory: U64;
+  /** Default 1. */
+  vcpus?: number;
+  /** Physical address bits of the host, 36 to 52; default 52. Up to 48 the page tables have four levels. */
+  maxphyaddr?: number;
+  /** Guest physical address width of a TD; default 48. */
+  gpaw?: 48 | 52;
+  quirks?: {
+    /** KVM_X86_QUIRK_SLOT_ZAP_ALL; default true. */
+    slotZapAll?: boolean;
+  };
+  /** Module parameters, as at boot. */
+  nxHugePages?: boolean;
+  eagerPageSplit?: boolean;
+  mmioCaching?: boolean;
+  /** The hull covers huge regions at a conversion's ends (6.12.117, 6.16); default true. */
+  hugepageGuard?: boolean;
+  /** A TD's guest that touches a PENDING page kills the VM (true, the default) or takes a #VE. */
+  septVeDisable?: boolean;
+  /** Capacity of the trace in 16-byte records; default 0: no trace. */
+  traceRecords?: number;
+  /** The engine, where the shipped file cannot be found. */
+  wasm?: WasmSource;
+  /** The debug build of the engine: the same with assertions. */
+  debug?: boolean;
+}
+
+export type ResolvedOptions = Readonly<
+  Required<Omit<CreateVmOptions, 'wasm' | 'quirks' | 'memory'>> & { memory: bigint; quirks: { slotZapAll: boolean } }
+>;
+
+const OWN_FORM: Readonly<Record<KernelProfile, FilterForm>> = {
+  'rfc-v4': 'rfc-v4',
+  'linux-6.12': 'none',
+  'linux-6.16': 'attr-filter',
+};
+/** The engine's numbers (assembly/control.ts). */
+const TYPE_NUMBERS: Readonly<Record<VmType, number>> = { default: 0, 'sw-protected': 1, snp: 4, tdx: 5 };
+
+const PAGE = 4096;
+const MIB = 1024 * 1024;
+/** A Wasm memory of 32-bit addresses ends here. */
+const MEMORY_MAX = 65536 * 65536;
+
+function flag(value: unknown, name: string, byDefault: boolean): boolean {
+  if (value === undefined) return byDefault;
+  if (typeof value !== 'boolean') throw new TypeError(`${name} is ${String(value)}: it must be a boolean`);
+  return value;
+}
+
+function resolve(options: CreateVmOptions): ResolvedOptions {
+  object(options, 'options');
+  if (options.memory === undefined) throw new TypeError('memory is missing: the capacity in bytes of all memslots');
+  const [low, high] = halvesOf(options.memory, 'memory');
+  const memory = BigInt(low) + (BigInt(high) << 32n);
+  if (memory === 0n || memory % 4096n !== 0n || memory > 2n ** 52n) {
+    throw new RangeError(`memory is ${memory}: it must be a multiple of 4096 within 4096 and 2^52 bytes`);
+  }
+  const kernel = oneOf(options.kernel ?? 'rfc-v4', 'kernel', KERNELS);
+  const gpaw = options.gpaw ?? 48;
+  if (gpaw !== 48 && gpaw !== 52) throw new RangeError(`gpaw is ${String(gpaw)}: it must be 48 or 52`);
+  if (options.quirks !== undefined) object(options.quirks, 'quirks');
+  return {
+    type: oneOf(options.type ?? 'default', 'type', VM_TYPES),
+    kernel,
+    filterForm: oneOf(options.filterForm ?? OWN_FORM[kernel], 'filterForm', FILTER_FORMS),
+    memory,
+    vcpus: integer(options.vcpus ?? 1, 'vcpus', 1, 4096),
+    maxphyaddr: integer(options.maxphyaddr ?? 52, 'maxphyaddr', 36, 52),
+    gpaw,
+    quirks: { slotZapAll: flag(options.quirks?.slotZapAll, 'quirks.slotZapAll', true) },
+    nxHugePages: flag(options.nxHugePages, 'nxHugePages', false),
+    eagerPageSplit: flag(options.eagerPageSplit, 'eagerPageSplit', true),
+    mmioCaching: flag(options.mmioCaching, 'mmioCaching', true),
+    hugepageGuard: flag(options.hugepageGuard, 'hugepageGuard', true),
+    septVeDisable: flag(options.septVeDisable, 'septVeDisable', true),
+    traceRecords: integer(options.traceRecords ?? 0, 'traceRecords', 0, 2 ** 27),
+    debug: flag(options.debug, 'debug', false),
+  };
+}
+
+/**
+ * Bytes of linear memory for a guest: the fixed regions, the trace, and what the stores of every page can need at worst
+ * (page tables, attributes, guest_memfd, host ptes, dirty bitmaps), up to what 32-bit addresses reach. Untouched memory
+ * costs nothing.
+ */
+function memoryBytes(options: ResolvedOptions): number {
+  const pages = Number(options.memory / BigInt(PAGE));
+  const perPage = options.type === 'default' ? 2 : 3;
+  const wanted = 96 * MIB + options.traceRecords * 16 + pages * perPage;
+  return Math.min(Math.ceil(wanted / 65536) * 65536, MEMORY_MAX);
+}
+
+/**
+ * Makes a VM.
+ * @throws {TypeError | RangeError} for options that make no sense, naming the option, its value and the limit
+ * @example
+ * const vm = await createVm({ type: 'tdx', memory: 64 * 2 ** 30 });
+ */
+export async function createVm(options: CreateVmOptions): Promise<Vm> {
+  const resolved = resolve(options);
+  return new Vm(resolved, await compileEngine(options.wasm, resolved.debug));
+}
+
+/** As createVm(), at once. In a browser the engine must be at hand: after one createVm(), or as `wasm`. */
+export function createVmSync(options: CreateVmOptions): Vm {
+  const resolved = resolve(options);
+  return new Vm(resolved, compileEngineSync(options.wasm, resolved.debug));
+}
+
+export interface MemoryRegion {
+  /** Address space << 16 | slot id. */
+  slot: number;
+  /** LOG_DIRTY_PAGES 1, READONLY 2; of version 2 also GUEST_MEMFD 4. */
+  flags?: number;
+  guestPhysAddr: U64;
+  /** Bytes; 0 deletes the slot. */
+  memorySize: U64;
+  userspaceAddr: U64;
+}
+export interface MemoryRegion2 extends MemoryRegion {
+  /** Descriptor of a guest_memfd. */
+  guestMemfd?: number;
+  guestMemfdOffset?: U64;
+}
+
+/** Why an operation in pieces stopped here. */
+export interface Pause {
+  /** 'budget', or the stop point that was asked for. */
+  at: 'budget' | StopPoint;
+  /** Where it goes on; only of a budget. */
+  nextGfn?: number;
+}
+
+/** Thrown inside when an operation pauses; steps() catches it. */
+class PauseSignal {
+  readonly call: PausingCall;
+  readonly finish: (status: number) => unknown;
+
+  constructor(call: PausingCall, finish: (status: number) => unknown) {
+    this.call = call;
+    this.finish = finish;
+  }
+}
+
+export interface Losses {
+  /** Private pages whose content was destroyed. */
+  privatePagesLost: number;
+  /** Pages that the guest had accepted and must accept again. */
+  pagesToAccept: number;
+  /** gfns zapped that no request asked for. */
+  gfnsZappedOutside: number;
+  /** Leaves that map a private gfn shared, at this moment. */
+  staleSharedLeaves: number;
+}
+
+const SNAPSHOT_MAGIC = 0x50535045;
+const SNAPSHOT_VERSION = 1;
+const SNAPSHOT_HEADER_WORDS = 8;
+
+export class Vm {
+  readonly options: ResolvedOptions;
+  readonly vcpus: readonly Vcpu[];
+  readonly host: HostMemory;
+  readonly #wasm: EngineExports;
+  readonly #memory: WebAssembly.Memory;
+  readonly #words: Uint32Array;
+  readonly #doubles: Float64Array;
+  readonly #at: Readonly<Record<'result0' | 'counters' | 'io', number>>;
+  #fault: EngineFault | undefined;
+  #stepping = false;
+
+  /** @internal Use createVm(). */
+  constructor(options: ResolvedOptions, module: WebAssembly.Module) {
+    this.options = options;
+    const bytes = memoryBytes(options);
+    const { exports, memory } = instantiate(module, bytes, () => this.#onPause());
+    this.#wasm = exports;
+    this.#memory = memory;
+    this.#words = new Uint32Array(memory.buffer);
+    this.#doubles = new Float64Array(memory.buffer);
+    this.#at = {
+      result0: exports.CONTROL_AT_RESULT0.value >>> 3,
+      counters: exports.COUNTERS_BASE.value >>> 2,
+      io: exports.IO_BASE.value,
+    };
+    const status = exports.vmCreate(
+      memory.buffer.byteLength,
+      TYPE_NUMBERS[options.type],
+      KERNELS.indexOf(options.kernel),
+      FILTER_FORMS.indexOf(options.filterForm),
+      options.maxphyaddr,
+      options.gpaw,
+      options.vcpus,
+      Number(options.memory / BigInt(PAGE)),
+      options.traceRecords,
+    );
+    check(status, 'createVm', { memory: options.memory });
+    exports.vmSetOption(OPTIONS.hugepageGuard, options.hugepageGuard ? 1 : 0);
+    exports.vmSetOption(OPTIONS.septVeDisable, options.septVeDisable ? 1 : 0);
+    exports.vmSetOption(OPTIONS.quirkSlotZapAll, options.quirks.slotZapAll ? 1 : 0);
+    exports.vmSetOption(OPTIONS.nxHugePages, options.nxHugePages ? 1 : 0);
+    exports.vmSetOption(OPTIONS.eagerPageSplit, options.eagerPageSplit ? 1 : 0);
+    exports.vmSetOption(OPTIONS.mmioCaching, options.mmioCaching ? 1 : 0);
+    exports.vmSetOption(OPTIONS.trace, options.traceRecords > 0 ? 1 : 0);
+    this.vcpus = Array.from({ length: options.vcpus }, (_, index) => new Vcpu(this, index));
+    this.host = new HostMemory(this);
+  }
+
+  // --- Calling the engine ----------------------------------------------------------------------------------------------
+
+  #onPause(): void {
+    const wasm = this.#wasm;
+    if (wasm.asyncify_get_state() === 2) wasm.asyncify_stop_rewind();
+    else wasm.asyncify_start_unwind(wasm.PAUSE_BASE.value);
+  }
+
+  /** Runs `call`; anything it throws is our fault and ends the VM. */
+  #run(call: () => number): number {
+    if (this.#fault !== undefined) throw this.#fault;
+    try {
+      return call();
+    } catch (error) {
+      this.#fault = new EngineFault(`the engine failed: ${(error as Error).message}; this VM can no longer be used`);
+      throw this.#fault;
+    }
+  }
+
+  /**
+   * @internal Calls an export that changes state, and turns its status into a result.
+   * `gate` says what may pass while an operation is paused; `method` names the call in errors.
+   */
+  operate<T>(
+    call: Exclude<keyof EngineExports, `asyncify_${string}` | `CONTROL_${string}` | `${string}_B${string}`>,
+    args: readonly number[],
+    gate: number,
+    finish: (status: number) => T,
+    method: string = call,
+  ): T {
+    const wasm = this.#wasm;
+    const status = this.#run(() => wasm.gate(gate));
+    if (status < 0) throw errorOf(status, method, {});
+    const pausing = this.#stepping ? (PAUSING_CALLS as readonly string[]).indexOf(call) : -1;
+    if (pausing >= 0) this.#words[wasm.CONTROL_AT_OPERATION.value >>> 2] = pausing;
+    const result = this.#run(() => (wasm[call] as (...values: number[]) => number)(...args));
+    if (pausing >= 0 && wasm.asyncify_get_state() === 1) {
+      wasm.asyncify_stop_unwind();
+      throw new PauseSignal(call as PausingCall, finish);
+    }
+    return finish(result);
+  }
+
+  /** @internal A result beside the status. */
+  result(index: number): number {
+    return this.#doubles[this.#at.result0 + index];
+  }
+
+  #resume(): { paused: true } | { paused: false; status: number } {
+    const wasm = this.#wasm;
+    const call = PAUSING_CALLS[this.#words[wasm.CONTROL_AT_OPERATION.value >>> 2]];
+    wasm.asyncify_start_rewind(wasm.PAUSE_BASE.value);
+    const status = this.#run(() => (wasm[call] as () => number)());
+    if (wasm.asyncify_get_state() !== 1) return { paused: false, status };
+    wasm.asyncify_stop_unwind();
+    return { paused: true };
+  }
+
+  #pause(): Pause {
+    const wasm = this.#wasm;
+    const point = this.#words[wasm.CONTROL_AT_PAUSED.value >>> 2];
+    if (point === PAUSE_BUDGET) return { at: 'budget', nextGfn: this.#doubles[wasm.CONTROL_AT_PAUSE_GFN.value >>> 3] };
+    const name = (Object.keys(STOP_POINTS) as StopPoint[]).find((key) => STOP_POINTS[key] === point);
+    return { at: name as StopPoint };
+  }
+
+  /**
+   * Runs one operation in pieces: of at most `budget` visited entries each, and up to each of the `stopAt` points. A
+   * piece stops where KVM could yield, but is no yield: nothing is flushed or walked again, and the pieces together equal
+   * one run. Between pieces the VM can be inspected and a snapshot taken; while it is stopped outside mmu_lock, vCPUs
+   * can fault. The generator's value is the call's.
+   * @throws {RangeError} if the budget is not at least 1
+   * @example
+   * const pieces = vm.steps({ budget: 1000 }, () => vm.unmapGfnRange({ slot: 0, start: 0, end: 512 }));
+   * for (let piece = pieces.next(); !piece.done; piece = pieces.next()) console.log(piece.value.nextGfn);
+   */
+  *steps<T>(options: { budget?: number; stopAt?: readonly StopPoint[] }, call: () => T): Generator<Pause, T> {
+    object(options, 'options');
+    const budget = options.budget ?? Number.POSITIVE_INFINITY;
+    if (typeof budget !== 'number' || !(budget >= 1))
+      throw new RangeError(`budget is ${budget}: it must be at least 1`);
+    let mask = 0;
+    for (const point of options.stopAt ?? []) {
+      mask |= STOP_POINTS[oneOf(point, 'stopAt', Object.keys(STOP_POINTS) as StopPoint[])];
+    }
+    const wasm = this.#wasm;
+    const setBudget = (value: number, stops: number) => {
+      this.#doubles[wasm.CONTROL_AT_BUDGET.value >>> 3] = value;
+      this.#words[wasm.CONTROL_AT_STOP_MASK.value >>> 2] = stops;
+    };
+    let signal: PauseSignal | undefined;
+    this.#stepping = true;
+    setBudget(budget, mask);
+    try {
+      try {
+        return call();
+      } catch (thrown) {
+        if (!(thrown instanceof PauseSignal)) throw thrown;
+        signal = thrown;
+      } finally {
+        this.#stepping = false;
+      }
+      for (;;) {
+        yield this.#pause();
+        setBudget(budget, mask);
+        const piece = this.#resume();
+        if (!piece.paused) return signal.finish(piece.status) as T;
+      }
+    } finally {
+      // Left early, the operation is finished in one go: nothing stays half done.
+      setBudget(Number.POSITIVE_INFINITY, 0);
+      if (signal !== undefined && this.paused) this.#resume();
+    }
+  }
+
+  /** Whether an operation is paused between two pieces. */
+  get paused(): boolean {
+    return this.#words[this.#wasm.CONTROL_AT_PAUSED.value >>> 2] !== 0;
+  }
+
+  /**
+   * Finishes an operation that was paused when a snapshot was taken which this VM restored. Returns its status: 0 or
+   * above where the call succeeded.
+   * @throws {KvmError} EINVAL if nothing is paused
+   */
+  finishPaused(): number {
+    if (!this.paused) throw new KvmError('EINVAL', 'finishPaused', 'finishPaused(): EINVAL: no operation is paused');
+    this.#doubles[this.#wasm.CONTROL_AT_BUDGET.value >>> 3] = Number.POSITIVE_INFINITY;
+    this.#words[this.#wasm.CONTROL_AT_STOP_MASK.value >>> 2] = 0;
+    const piece = this.#resume();
+    return piece.paused ? 0 : check(piece.status, 'finishPaused', {});
+  }
+
+  /**
+   * The next walk that may yield does so once when it reaches the entry of `gfn`: it flushes what it owes and walks down
+   * from the root again.
+   */
+  yieldAt(gfn: number): void {
+    integer(gfn, 'gfn', 0, 2 ** 52 - 1);
+    this.#doubles[this.#wasm.CONTROL_AT_YIELD_GFN.value >>> 3] = gfn;
+    this.#words[this.#wasm.CONTROL_AT_YIELD_ARMED.value >>> 2] = 1;
+  }
+
+  // --- Memslots, attributes, guest_memfd -------------------------------------------------------------------------------
+
+  /**
+   * KVM_SET_USER_MEMORY_REGION: creates, deletes (size 0), moves or re-flags a memslot.
+   * @throws {KvmError} EINVAL or EEXIST, in the kernel's order of checks
+   */
+  setUserMemoryRegion(args: MemoryRegion): void {
+    this.#setRegion(1, 'setUserMemoryRegion', args);
+  }
+
+  /** KVM_SET_USER_MEMORY_REGION2. @throws {KvmError} as version 1, and EBADF if the descriptor is not open */
+  setUserMemoryRegion2(args: MemoryRegion2): void {
+    this.#setRegion(2, 'setUserMemoryRegion2', args);
+  }
+
+  #setRegion(version: number, call: string, args: MemoryRegion2): void {
+    object(args, 'args');
+    const slot = integer(args.slot, 'slot', 0, 2 ** 32 - 1);
+    const flags = integer(args.flags ?? 0, 'flags', 0, 2 ** 32 - 1);
+    const gpa = halvesOf(args.guestPhysAddr, 'guestPhysAddr');
+    const size = halvesOf(args.memorySize, 'memorySize');
+    const hva = halvesOf(args.userspaceAddr, 'userspaceAddr');
+    const fd = version === 2 ? integer(args.guestMemfd ?? -1, 'guestMemfd', -(2 ** 31), 2 ** 32 - 1) | 0 : -1;
+    const offset = halvesOf((version === 2 ? args.guestMemfdOffset : 0) ?? 0, 'guestMemfdOffset');
+    const kind = fd < 0 ? 0 : fdKindFor(this, fd);
+    const values = [version, slot, flags, ...gpa, ...size, ...hva, fd, kind, ...offset];
+    this.operate(
+      'abiSetMemoryRegion',
+      values,
+      GATE_OPERATION,
+      (status) => {
+        if (status === -5000 && BigInt(args.memorySize) > 0n) {
+          throw new KvmError(
+            'ENOMEM',
+            call,
+            `${call}(slot ${slot}, memorySize 0x${args.memorySize.toString(16)}): ENOMEM: all slots together may hold 0x${this.options.memory.toString(16)} bytes, the \`memory\` of createVm()`,
+          );
+        }
+        check(status, call, { ...args });
+      },
+      call,
+    );
+  }
+
+  /**
+   * KVM_SET_MEMORY_ATTRIBUTES: makes [address, address + size) bytes private (8) or shared (0).
+   * @throws {KvmError} EINVAL: flags, unknown attributes, size 0, wrap, misaligned
+   */
+  setMemoryAttributes(args: { address: U64; size: U64; attributes: U64; flags?: U64 }): void {
+    object(args, 'args');
+    const values = [
+      ...halvesOf(args.address, 'address'),
+      ...halvesOf(args.size, 'size'),
+      ...halvesOf(args.attributes, 'attributes'),
+      ...halvesOf(args.flags ?? 0, 'flags'),
+    ];
+    this.operate(
+      'abiSetMemoryAttributes',
+      values,
+      GATE_OPERATION,
+      (status) => void check(status, 'setMemoryAttributes', { ...args }),
+      'setMemoryAttributes',
+    );
+  }
+
+  /**
+   * KVM_CREATE_GUEST_MEMFD of `size` bytes. `fd` forces the descriptor's number, as a recording needs.
+   * @throws {KvmError} EINVAL: flags, size 0, negative or misaligned
+   */
+  createGuestMemfd(args: { size: U64; flags?: U64; fd?: number }): GuestMemfd {
+    object(args, 'args');
+    const size = halvesOf(args.size, 'size');
+    const flags = halvesOf(args.flags ?? 0, 'flags');
+    const fd = takeFd(this, args.fd);
+    try {
+      return this.operate('abiGmemCreate', [...size, ...flags, fd], GATE_OPERATION, (status) => {
+        check(status, 'createGuestMemfd', { ...args });
+        return new GuestMemfd(this, fd, BigInt(args.size));
+      });
+    } catch (error) {
+      closeFd(fd);
+      throw error;
+    }
+  }
+
+  /** The guest_memfd files that are open, as a restored VM finds them. */
+  get guestMemfds(): readonly GuestMemfd[] {
+    const wasm = this.#wasm;
+    const files: GuestMemfd[] = [];
+    const count = this.#words[wasm.CONTROL_AT_GMEM_HIGH_WATER.value >>> 2];
+    for (let index = 0; index < count; index++) {
+      const at = (wasm.GMEM_BASE.value + index * wasm.GMEM_BYTES.value) >>> 2;
+      if (this.#words[at] === 0 || this.#words[at + 1] === 0) continue;
+      const size = BigInt(this.#words[at + 4]) + (BigInt(this.#words[at + 5]) << 32n);
+      files.push(new GuestMemfd(this, this.#words[at + 2], size));
+    }
+    return files;
+  }
+
+  /** @internal */
+  gmemFallocate(fd: number, mode: number, offset: U64, length: U64): void {
+    const values = [fd, mode, ...halvesOf(offset, 'offset'), ...halvesOf(length, 'length')];
+    this.operate('abiGmemFallocate', values, GATE_OPERATION, (status) => {
+      check(status, 'fallocate', { fd, mode, offset, length });
+    });
+  }
+  /** @internal */
+  gmemMemoryError(fd: number, pageIndex: number): void {
+    this.operate('abiGmemMemoryError', [fd, pageIndex], GATE_OPERATION, (status) => {
+      check(status, 'memoryError', { fd, pageIndex });
+    });
+  }
+  /** @internal */
+  gmemClose(fd: number): void {
+    this.operate(
+      'abiGmemRelease',
+      [fd],
+      GATE_CLOSE,
+      (status) => {
+        check(status, 'close', { fd });
+        closeFd(fd);
+      },
+      'close',
+    );
+  }
+
+  // --- Capabilities, parameters, dirty log -----------------------------------------------------------------------------
+
+  /**
+   * KVM_ENABLE_CAP: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (168) and KVM_CAP_DISABLE_QUIRKS2 (213).
+   * @throws {KvmError} EINVAL for another capability, flags, or an argument that it does not allow
+   */
+  enableCap(args: { cap: number; flags?: U64; args?: readonly U64[] }): void {
+    object(args, 'args');
+    const cap = integer(args.cap, 'cap', 0, 2 ** 32 - 1);
+    const values = [cap, ...halvesOf(args.flags ?? 0, 'flags'), ...halvesOf(args.args?.[0] ?? 0, 'args[0]')];
+    this.operate('abiEnableCap', values, GATE_OPERATION, (status) => void check(status, 'enableCap', { cap }));
+  }
+
+  /**
+   * KVM_GET_DIRTY_LOG: runs of dirty pages, as page offsets in the slot. Without manual protection it also takes the bits
+   * and write-protects the pages again.
+   * @throws {KvmError} EINVAL (no such id), ENOENT (not logged)
+   */
+  getDirtyLog(args: { slot: number }): { first: number; count: number }[] {
+    object(args, 'args');
+    const slot = integer(args.slot, 'slot', 0, 2 ** 32 - 1);
+    const wasm = this.#wasm;
+    const gate = this.#run(() => wasm.gate(GATE_OPERATION));
+    if (gate < 0) throw errorOf(gate, 'getDirtyLog', {});
+    check(
+      this.#run(() => wasm.abiGetDirtyLogCheck(slot)),
+      'getDirtyLog',
+      { slot },
+    );
+    const runs: { first: number; count: number }[] = [];
+    const capacity = wasm.IO_BYTES.value / 16;
+    for (let from = 0; ; ) {
+      const count = this.#run(() => wasm.abiDirtyRuns(slot, from));
+      const at = this.#at.io >>> 3;
+      for (let index = 0; index < count; index++) {
+        runs.push({ first: this.#doubles[at + index * 2], count: this.#doubles[at + index * 2 + 1] });
+      }
+      if (count < capacity) break;
+      const last = runs[runs.length - 1];
+      from = last.first + last.count;
+    }
+    return this.operate('abiGetDirtyLogProtect', [slot], GATE_OPERATION, (status) => {
+      check(status, 'getDirtyLog', { slot });
+      return runs;
+    });
+  }
+
+  /**
+   * KVM_CLEAR_DIRTY_LOG. `bitmap`: bit k is page firstPage + k; a bigint is a 64-bit pattern that repeats.
+   * @throws {KvmError} EINVAL (alignment, beyond the slot), ENOENT (not logged)
+   */
+  clearDirtyLog(args: { slot: number; firstPage: U64; numPages: number; bitmap: Uint8Array | bigint }): void {
+    object(args, 'args');
+    const slot = integer(args.slot, 'slot', 0, 2 ** 32 - 1);
+    const first = halvesOf(args.firstPage, 'firstPage');
+    const numPages = integer(args.numPages, 'numPages', 0, 2 ** 32 - 1);
+    const { bitmap } = args;
+    const io = new Uint8Array(this.#memory.buffer, this.#at.io, this.#wasm.IO_BYTES.value);
+    let bytes = 8;
+    if (typeof bitmap === 'bigint') {
+      const [low, high] = halvesOf(bitmap, 'bitmap');
+      this.#words[this.#at.io >>> 2] = low;
+      this.#words[(this.#at.io >>> 2) + 1] = high;
+    } else if (bitmap instanceof Uint8Array) {
+      bytes = Math.ceil(numPages / 64) * 8;
+      if (bytes > io.length) {
+        throw new RangeError(`numPages is ${numPages}: one bitmap holds at most ${io.length * 8} pages`);
+      }
+      if (bitmap.length < Math.ceil(numPages / 8)) {
+        throw new RangeError(`bitmap has ${bitmap.length} bytes: ${numPages} pages need ${Math.ceil(numPages / 8)}`);
+      }
+      io.fill(0, 0, bytes);
+      io.set(bitmap.subarray(0, bytes));
+      bytes = Math.max(bytes, 8);
+    } else {
+      throw new TypeError('bitmap must be a Uint8Array or a bigint');
+    }
+    this.operate('abiClearDirtyLog', [slot, ...first, numPages, bytes], GATE_OPERATION, (status) => {
+      check(status, 'clearDirtyLog', { slot, firstPage: args.firstPage, numPages });
+    });
+  }
+
+  /** Writes a module parameter while the VM runs: nx_huge_pages zaps all roots, eager_page_split does nothing by itself. */
+  writeParameter(name: 'nx_huge_pages' | 'eager_page_split', value: boolean): void {
+    oneOf(name, 'name', ['nx_huge_pages', 'eager_page_split'] as const);
+    const on = flag(value, 'value', false) ? 1 : 0;
+    const finish = (status: number) => void check(status, 'writeParameter', { name, value });
+    if (name === 'nx_huge_pages') this.operate('abiWriteNxHugePages', [on], GATE_OPERATION, finish);
+    else this.operate('vmSetOption', [OPTIONS.eagerPageSplit, on], GATE_OPERATION, finish);
+  }
+
+  /** One run of the NX recovery worker over at most `limit` tables (default: all). @returns the tables it zapped */
+  recoverNxHugePages(limit = 2 ** 32 - 1): number {
+    integer(limit, 'limit', 0, 2 ** 32 - 1);
+    return this.operate('abiRecoverNxHugePages', [limit], GATE_OPERATION, (status) =>
+      check(status, 'recoverNxHugePages', { limit }),
+    );
+  }
+
+  /** Closes the VM. Open guest_memfd files hold it: it then dies with the last of them. */
+  destroy(): void {
+    this.operate('abiDestroy', [], GATE_OPERATION, (status) => void check(status, 'destroy', {}), 'destroy');
+  }
+
+  // --- struct kvm_gfn_range --------------------------------------------------------------------------------------------
+
+  #gfnRange(call: number, method: string, range: KvmGfnRange): boolean {
+    const values = rangeArguments(range);
+    return this.operate(
+      'abiGfnRange',
+      [call, ...values],
+      GATE_OPERATION,
+      (status) => check(status, method, { ...range }) === 1,
+      method,
+    );
+  }
+
+  /**
+   * kvm_unmap_gfn_range(): zaps the leaves of the range in the roots that its selector means.
+   * @returns whether the caller must flush remote TLBs (flushRemoteTlbs())
+   * @throws {KvmError} EINVAL: no such slot, empty, not within the slot, both bools under gmem-v13
+   */
+  unmapGfnRange(range: KvmGfnRange): boolean {
+    return this.#gfnRange(0, 'unmapGfnRange', range);
+  }
+  /** kvm_age_gfn(): clears Accessed. @returns whether any leaf had it. Errors as unmapGfnRange(). */
+  ageGfn(range: KvmGfnRange): boolean {
+    return this.#gfnRange(1, 'ageGfn', range);
+  }
+  /** kvm_test_age_gfn(): only looks. Errors as unmapGfnRange(). */
+  testAgeGfn(range: KvmGfnRange): boolean {
+    return this.#gfnRange(2, 'testAgeGfn', range);
+  }
+  /**
+   * kvm_set_spte_gfn(), of kernels before 6.10: on the one gfn, zaps the 4K leaf and, if the new host pte (`arg.pte`) is
+   * read-only, sets it again read-only. @throws {KvmError} EOPNOTSUPP under the linux profiles; as unmapGfnRange()
+   */
+  setSpteGfn(range: KvmGfnRange): boolean {
+    return this.#gfnRange(3, 'setSpteGfn', range);
+  }
+  /** kvm_zap_gfn_range(): [startGfn, endGfn) in all valid roots of every address space, private ones too. */
+  zapGfnRange(startGfn: number, endGfn: number): void {
+    integer(startGfn, 'startGfn', 0, 2 ** 52 - 1);
+    integer(endGfn, 'endGfn', 0, 2 ** 52);
+    this.operate('abiZapGfnRange', [startGfn, endGfn], GATE_OPERATION, (status) => {
+      check(status, 'zapGfnRange', { startGfn, endGfn });
+    });
+  }
+  /** The flush that a kvm_gfn_range call asked its caller for. */
+  flushRemoteTlbs(): void {
+    this.operate('vmFlushRemoteTlbs', [], GATE_OPERATION, () => undefined);
+  }
+
+  // --- Questions -------------------------------------------------------------------------------------------------------
+
+  /** Every counter by name; leaf and table counts are current, the rest only grow. */
+  stats(): Record<string, number> {
+    const stats: Record<string, number> = {};
+    const at = this.#at.counters;
+    for (const [index, name] of COUNTER_NAMES.entries()) {
+      stats[name] = this.#words[at + index * 2] + this.#words[at + index * 2 + 1] * 4294967296;
+    }
+    stats.entries_visited = 0;
+    for (let level = 1; level <= 5; level++) stats.entries_visited += stats[`entries_visited_l${level}`];
+    return stats;
+  }
+
+  /** What was lost so far. */
+  losses(): Losses {
+    const stats = this.stats();
+    return {
+      privatePagesLost: stats.private_pages_lost,
+      pagesToAccept: stats.private_pages_to_accept,
+      gfnsZappedOutside: stats.gfns_zapped_outside_request,
+      staleSharedLeaves: this.#run(() => this.#wasm.staleSharedLeafs()),
+    };
+  }
+
+  /** The events since the last call, oldest first. Empty unless `traceRecords` was given. */
+  trace(): TraceEvent[] {
+    const wasm = this.#wasm;
+    const count = this.#words[wasm.CONTROL_AT_TRACE_COUNT.value >>> 2];
+    const events = decodeTrace(new Uint32Array(this.#memory.buffer, wasm.RING_BASE.value, count * 4), count);
+    this.#words[wasm.CONTROL_AT_TRACE_COUNT.value >>> 2] = 0;
+    this.#words[wasm.CONTROL_AT_TRACE_DROPPED.value >>> 2] = 0;
+    this.#words[(wasm.CONTROL_AT_TRACE_DROPPED.value >>> 2) + 1] = 0;
+    return events;
+  }
+
+  /** Events that found the ring full since it was last read: the newest are dropped. */
+  get traceDropped(): number {
+    const at = this.#wasm.CONTROL_AT_TRACE_DROPPED.value >>> 2;
+    return this.#words[at] + this.#words[at + 1] * 4294967296;
+  }
+
+  /** The live roots: index in the engine, kind and address space, oldest first. */
+  #roots(): { index: number; mirror: boolean; asId: number; invalid: boolean; sequence: number }[] {
+    const wasm = this.#wasm;
+    const roots = [];
+    const count = this.#words[wasm.CONTROL_AT_ROOT_HIGH_WATER.value >>> 2];
+    for (let index = 0; index < count; index++) {
+      const at = (wasm.ROOTS_BASE.value + index * wasm.ROOT_BYTES.value) >>> 2;
+      if (this.#words[at + 4] === 0) continue;
+      roots.push({
+        index,
+        mirror: this.#words[at + 5] === 1,
+        asId: this.#words[at + 6],
+        invalid: this.#words[at + 7] !== 0,
+        sequence: this.#words[at + 8],
+      });
+    }
+    return roots.sort((a, b) => a.sequence - b.sequence);
+  }
+
+  /** How many roots are alive, obsolete ones included. */
+  get rootCount(): number {
+    return this.#roots().length;
+  }
+
+  /**
+   * The entries from the root down to what maps `gpa`, at most one a level. Empty if no such root is loaded.
+   * A TD's mirror root is meant unless `root` says otherwise or the address has the shared bit.
+   */
+  walk(gpa: U64, options: { asId?: number; root?: 'direct' | 'mirror' } = {}): WalkEntry[] {
+    object(options, 'options');
+    const [low, high] = halvesOf(gpa, 'gpa');
+    const wasm = this.#wasm;
+    const directBits =
+      this.#words[wasm.CONTROL_AT_DIRECT_BITS.value >>> 2] +
+      this.#words[(wasm.CONTROL_AT_DIRECT_BITS.value >>> 2) + 1] * 4294967296;
+    let gfn = Math.floor((low + high * 4294967296) / PAGE);
+    const shared = directBits !== 0 && gfn >= directBits;
+    if (shared) gfn -= directBits;
+    const kind = oneOf(options.root ?? (directBits !== 0 && !shared ? 'mirror' : 'direct'), 'root', [
+      'direct',
+      'mirror',
+    ] as const);
+    const asId = integer(options.asId ?? 0, 'asId', 0, 1);
+    const root = this.#roots().find((one) => !one.invalid && one.mirror === (kind === 'mirror') && one.asId === asId);
+    if (root === undefined) return [];
+    const count = this.#run(() => wasm.inspectWalk(root.index, gfn));
+    return decodeWalk(this.#doubles.subarray(this.#at.io >>> 3), count, root.mirror);
+  }
+
+  /** Maximal runs of leaves alike in flags, by root (oldest first) and gfn. */
+  leafs(options: { asId?: number; root?: 'direct' | 'mirror' } = {}): LeafRun[] {
+    object(options, 'options');
+    const runs: LeafRun[] = [];
+    const wasm = this.#wasm;
+    const capacity = Math.floor(wasm.IO_BYTES.value / 48);
+    for (const root of this.#roots()) {
+      if (options.asId !== undefined && root.asId !== options.asId) continue;
+      if (options.root !== undefined && root.mirror !== (options.root === 'mirror')) continue;
+      for (let from = 0; ; ) {
+        const count = this.#run(() => wasm.inspectLeafs(root.index, from));
+        const next = decodeLeafs(this.#doubles.subarray(this.#at.io >>> 3), count, root, runs);
+        if (count < capacity) break;
+        from = next;
+      }
+    }
+    return runs;
+  }
+
+  /**
+   * The oracle: lists what must not be. A leaf whose backing page is freed or replaced, a leaf whose kind disagrees with
+   * its attribute, a zapped translation whose flush nobody owes or did, a mirror that disagrees with what it mirrors.
+   */
+  check(): CheckFinding[] {
+    const count = this.#run(() => this.#wasm.vmCheck());
+    return decodeCheck(this.#doubles.subarray(this.#at.io >>> 3), count, Math.floor(this.#wasm.IO_BYTES.value / 48));
+  }
+
+  /** The state of invalidation: how many are in progress, the sequence count, the hull in gfns (null: INVALID). */
+  get invalidate(): { inProgress: number; seq: number; start: number | null; end: number | null } {
+    const wasm = this.#wasm;
+    const u64 = (at: number) => this.#words[at >>> 2] + this.#words[(at >>> 2) + 1] * 4294967296;
+    const bound = (at: number) => (this.#words[(at >>> 2) + 1] === 0xffffffff ? null : u64(at));
+    return {
+      inProgress: this.#words[wasm.CONTROL_AT_INV_IN_PROGRESS.value >>> 2],
+      seq: u64(wasm.CONTROL_AT_INV_SEQ.value),
+      start: bound(wasm.CONTROL_AT_INV_START.value),
+      end: bound(wasm.CONTROL_AT_INV_END.value),
+    };
+  }
+
+  /** mmu_invalidate_retry_gfn(): under mmu_lock, must a fault for `gfn` that saw `seq` retry? */
+  retryGfn(seq: number, gfn: number): boolean {
+    return this.#wasm.abiRetryGfn(count(seq, 'seq'), count(gfn, 'gfn')) === 1;
+  }
+  /** mmu_invalidate_retry_gfn_unsafe(): the hint taken without the lock. */
+  retryGfnUnsafe(seq: number, gfn: number): boolean {
+    return this.#wasm.abiRetryGfnUnsafe(count(seq, 'seq'), count(gfn, 'gfn')) === 1;
+  }
+  /** mmu_invalidate_retry(): the form without a gfn. */
+  retry(seq: number): boolean {
+    return this.#wasm.abiRetry(count(seq, 'seq')) === 1;
+  }
+  /** Whether the huge region of `level` (2 or 3) that holds `gfn` is mixed. `slot` is address space << 16 | id. */
+  isMixed(slot: number, level: 2 | 3, gfn: number): boolean {
+    integer(slot, 'slot', 0, 2 ** 32 - 1);
+    integer(level, 'level', 2, 3);
+    if (slot >>> 16 > 1 || (slot & 0xffff) > 32767) throw new RangeError(`slot is ${slot}: there is no such slot`);
+    return this.#wasm.abiIsMixed(slot >>> 16, slot & 0xffff, level, count(gfn, 'gfn')) === 1;
+  }
+  /** The memory attributes of `gfn`: 8 if private, else 0. */
+  attributesOf(gfn: number): number {
+    return this.#wasm.abiIsPrivate(count(gfn, 'gfn')) * 8;
+  }
+  /** The VM was bugged or died: every ioctl fails with EIO. */
+  get dead(): boolean {
+    return this.#words[this.#wasm.CONTROL_AT_DEAD.value >>> 2] !== 0;
+  }
+
+  // --- Snapshots -------------------------------------------------------------------------------------------------------
+
+  #regions(): { start: number; bytes: number }[] {
+    const regions = [];
+    for (let index = 0; this.#wasm.snapshotRegion(index) === 1; index++) {
+      regions.push({ start: this.result(0), bytes: this.result(1) });
+    }
+    return regions;
+  }
+
+  /** Bytes of engine memory in use: a snapshot's length. */
+  get memoryUsed(): number {
+    const regions = this.#regions();
+    return regions.reduce((sum, { bytes }) => sum + bytes, SNAPSHOT_HEADER_WORDS * 4 + regions.length * 8);
+  }
+
+  /**
+   * A copy of all of the VM's state: header, then the used prefix of each region. Two VMs that did the same have the same
+   * bytes. Restorable by this version only, into a VM created alike.
+   */
+  snapshot(): Uint8Array {
+    if (this.#fault !== undefined) throw this.#fault;
+    const wasm = this.#wasm;
+    // The scratch results are no state.
+    this.#doubles.fill(0, this.#at.result0, this.#at.result0 + 4);
+    const regions = this.#regions();
+    this.#doubles.fill(0, this.#at.result0, this.#at.result0 + 4);
+    const total = regions.reduce((sum, { bytes }) => sum + bytes, SNAPSHOT_HEADER_WORDS * 4 + regions.length * 8);
+    const copy = new Uint8Array(total);
+    const header = new Uint32Array(copy.buffer, 0, SNAPSHOT_HEADER_WORDS + regions.length * 2);
+    header[0] = SNAPSHOT_MAGIC;
+    header[1] = SNAPSHOT_VERSION;
+    header[2] = wasm.LAYOUT_HASH.value;
+    header[3] = this.#memory.buffer.byteLength / 65536;
+    header[4] = regions.length;
+    header[5] = this.options.debug ? 1 : 0;
+    let at = header.byteLength;
+    for (const [index, { start, bytes }] of regions.entries()) {
+      header[SNAPSHOT_HEADER_WORDS + index * 2] = start;
+      header[SNAPSHOT_HEADER_WORDS + index * 2 + 1] = bytes;
+      copy.set(new Uint8Array(this.#memory.buffer, start, bytes), at);
+      at += bytes;
+    }
+    return copy;
+  }
+
+  /**
+   * Takes the state of a snapshot. Handles (guest_memfd descriptors, faults begun) are the snapshot's afterwards.
+   * @throws {RangeError} if it is none, another version's, of a VM created otherwise, or cut short; nothing is changed then
+   */
+  restore(snapshot: Uint8Array): void {
+    if (!(snapshot instanceof Uint8Array)) throw new TypeError('snapshot must be a Uint8Array');
+    const refuse = (why: string) => {
+      throw new RangeError(`the snapshot of ${snapshot.byteLength} bytes cannot be restored: ${why}`);
+    };
+    if (snapshot.byteLength < SNAPSHOT_HEADER_WORDS * 4) refuse('it is cut short');
+    const aligned = snapshot.byteOffset % 4 === 0 ? snapshot : snapshot.slice();
+    const header = new Uint32Array(aligned.buffer, aligned.byteOffset, aligned.byteLength >>> 2);
+    const wasm = this.#wasm;
+    if (header[0] !== SNAPSHOT_MAGIC) refuse('it is no snapshot of eptsim');
+    if (header[1] !== SNAPSHOT_VERSION) refuse(`it has version ${header[1]}, not ${SNAPSHOT_VERSION}`);
+    if (header[2] !== wasm.LAYOUT_HASH.value >>> 0) refuse('another build with another memory layout wrote it');
+    if (header[5] !== (this.options.debug ? 1 : 0)) refuse('the other of the debug and release builds wrote it');
+    const pages = this.#memory.buffer.byteLength / 65536;
+    if (header[3] !== pages) refuse(`its VM had a memory of ${header[3]} pages of 64 KiB, this one has ${pages}`);
+    const count = header[4];
+    const own = this.#regions();
+    if (count !== own.length) refuse(`it lists ${count} regions, not ${own.length}`);
+    let at = (SNAPSHOT_HEADER_WORDS + count * 2) * 4;
+    const regions = [];
+    for (let index = 0; index < count; index++) {
+      const start = header[SNAPSHOT_HEADER_WORDS + index * 2];
+      const bytes = header[SNAPSHOT_HEADER_WORDS + index * 2 + 1];
+      if (start !== own[index].start) refuse(`its region ${index} is at ${start}, not at ${own[index].start}`);
+      regions.push({ start, bytes, at });
+      at += bytes;
+    }
+    if (at !== snapshot.byteLength) refuse(`it should have ${at} bytes`);
+    const fixed = wasm.CONTROL_AT_FIXED.value - regions[0].start + regions[0].at;
+    const ours = new Uint8Array(this.#memory.buffer, wasm.CONTROL_AT_FIXED.value, wasm.CONTROL_FIXED_BYTES.value);
+    if (ours.some((byte, index) => byte !== aligned[fixed + index])) refuse('its VM was created with other options');
+    for (const file of this.guestMemfds) closeFd(file.fd);
+    for (const { start, bytes } of own) new Uint8Array(this.#memory.buffer, start, bytes).fill(0);
+    for (const { start, bytes, at: from } of regions) {
+      new Uint8Array(this.#memory.buffer, start, bytes).set(aligned.subarray(from, from + bytes));
+    }
+    for (const file of this.guestMemfds) adoptFd(this, file.fd);
+    this.#fault = undefined;
+  }
+
+  /** @internal For tests: the n-th reservation from now on is refused (0: none). */
+  failReservation(n: number): void {
+    this.#wasm.vmSetOption(OPTIONS.failReservation, n);
+  }
+}
+
+function count(value: unknown, name: string): number {
+  return integer(value, name, 0, Number.MAX_SAFE_INTEGER);
+}
