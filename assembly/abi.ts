@@ -31,7 +31,7 @@ import {
   mmuNotifierTestAge,
 } from './notifier';
 import { reserve } from './page_table';
-import { EINVAL, STATUS_CAPACITY, STATUS_DESTROYED, STATUS_OPERATION_PAUSED } from './status';
+import { EINVAL, STATUS_CAPACITY } from './status';
 import { vcpuAccept, vcpuAccess, vcpuBeginFault, vcpuPreFaultMemory, vcpuSetAddressSpace } from './vcpu';
 import {
   vmDestroy,

@@ -1,10 +1,10 @@
 // Read-only walks: leaves as runs, the entries from a root down, and the oracle that looks for what must not be.
 
-import { ATTRIBUTES_TREE, ctl, hasPrivateMem, STALE_TREE, VM_TDX } from './control';
+import { ATTRIBUTES_TREE, ctl, hasPrivateMem, STALE_TREE } from './control';
 import { gmemAt, PAGES_LEVEL, pagesTree } from './gmems';
 import { IO_BASE, IO_BYTES } from './layout';
 import { ATTRIBUTES_LEVEL } from './mem_attributes';
-import { endGfnOf, gfnToMemslot, Memslot } from './memslots';
+import { endGfnOf, gfnToMemslot } from './memslots';
 import {
   atEnd,
   atFlags,
@@ -29,7 +29,7 @@ import {
 import { sideGet, sideKey } from './side';
 import { KIND, PRESENT } from './spte';
 import { STATUS_NO_HANDLE } from './status';
-import { keyBitsOf, ROOT_DIRECT, ROOT_MIRROR, type Root, rootAt, rootEntry, rootEntryLevel } from './tdp_mmu';
+import { keyBitsOf, ROOT_DIRECT, ROOT_MIRROR, Root, rootAt, rootEntry, rootEntryLevel } from './tdp_mmu';
 
 const RECORD_BYTES: usize = 48;
 const RECORDS_MAX: u32 = <u32>(IO_BYTES / RECORD_BYTES);

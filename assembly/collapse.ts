@@ -4,8 +4,8 @@
 
 import { C_LOCK_SECTIONS, count, ctl, PROFILE_6_16 } from './control';
 import { maxMappingLevel } from './mapping_level';
-import { endGfnOf, type Memslot } from './memslots';
-import { pagesOf, reserve } from './page_table';
+import { endGfnOf, Memslot } from './memslots';
+import { pagesOf } from './page_table';
 import {
   nextRoot,
   ROOT_DIRECT,
@@ -44,7 +44,7 @@ export function zapCollapsible(slot: Memslot): void {
           }
           gfn += pagesOf(level);
         } else {
-          gfn = nextTable(gfn, level);
+          gfn = (gfn & ~511) + 512;
         }
       }
     }
@@ -59,10 +59,6 @@ function collapsibleLevel(slot: Memslot, gfn: u64, end: u64): i32 {
   const level = maxMappingLevel(slot, gfn);
   if (level >= 3 && (gfn & 0x3ffff) == 0 && gfn + pagesOf(3) <= end) return 3;
   return level >= 2 ? 2 : 0;
-}
-
-function nextTable(gfn: u64, level: i32): u64 {
-  return (gfn & ~511) + 512;
 }
 
 /**

@@ -5,7 +5,8 @@
 import { CONTROL_BASE, MEMSLOT_BYTES, RING_BASE } from './layout';
 
 // Control, 1,024 bytes of fields; the counters follow at COUNTERS_BASE.
-@unmanaged export class Control {
+@unmanaged
+export class Control {
   magic: u32;
   layoutVersion: u32;
   memoryBytes: u64;
@@ -112,7 +113,7 @@ import { CONTROL_BASE, MEMSLOT_BYTES, RING_BASE } from './layout';
 }
 if (offsetof<Control>() > 1024) ERROR('Control outgrew its 1,024 bytes');
 
-@inline export const ctl: Control = changetype<Control>(CONTROL_BASE);
+export const ctl: Control = changetype<Control>(CONTROL_BASE);
 
 export const ATTRIBUTES_TREE: usize = CONTROL_BASE + offsetof<Control>('attributesLo');
 export const HOST_TREE: usize = CONTROL_BASE + offsetof<Control>('hostLo');
@@ -178,12 +179,12 @@ export const C_FLUSHED_FOR_YIELD: i32 = 56;
 
 /** Adds to a counter. */
 export function count(counter: i32, by: u64): void {
-  const ptr = COUNTERS_BASE + (<usize>counter << 3);
+  const ptr = COUNTERS_BASE + ((<usize>counter) << 3);
   store<u64>(ptr, load<u64>(ptr) + by);
 }
 
 export function counter(index: i32): u64 {
-  return load<u64>(COUNTERS_BASE + (<usize>index << 3));
+  return load<u64>(COUNTERS_BASE + ((<usize>index) << 3));
 }
 
 // VM types; the numbers are KVM's (uapi kvm.h), the vendor column of the spec's 1.7.

@@ -5,17 +5,9 @@
 // (kvm_mmu_slot_apply_flags), arch/x86/kvm/mmu/mmu.c (kvm_arch_mmu_enable_log_dirty_pt_masked). Left out: PML, the ring.
 
 import { zapCollapsible } from './collapse';
-import { C_LOCK_SECTIONS, count, ctl, PROFILE_6_16 } from './control';
+import { C_LOCK_SECTIONS, count, ctl } from './control';
 import { IO_BASE, IO_BYTES, USER_MEM_SLOTS } from './layout';
-import {
-  DIRTY_LEVEL,
-  dirtyTree,
-  endGfnOf,
-  MEM_LOG_DIRTY_PAGES,
-  MEM_READONLY,
-  type Memslot,
-  memslotAt,
-} from './memslots';
+import { DIRTY_LEVEL, dirtyTree, endGfnOf, MEM_LOG_DIRTY_PAGES, MEM_READONLY, Memslot, memslotAt } from './memslots';
 import { atEnd, atFlags, freeSubtree, reserve, treeAt, treeSet } from './page_table';
 import { EINVAL, ENOENT, STATUS_CAPACITY } from './status';
 import { tdpMmuTrySplitHugePages, tdpMmuWriteProtectGfn, tdpMmuWrprotMask, tdpMmuWrprotRange } from './tdp_mmu';

@@ -10,7 +10,7 @@ import {
   ctl,
 } from './control';
 import {
-  type Gmem,
+  Gmem,
   gmemAt,
   gmemByFd,
   PAGE_POISONED,
@@ -22,7 +22,7 @@ import {
 } from './gmems';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { GMEM_BYTES, GMEMS_MAX } from './layout';
-import { BY_GFN, type Memslot, slotAtPlace, slotCount } from './memslots';
+import { BY_GFN, Memslot, slotAtPlace, slotCount } from './memslots';
 import { SELECT_GMEM, unmapGfnRange } from './mmu';
 import { freeSubtree, reserve, treeCount, treeFlags, treeModify, treeRunEnd, treeSet } from './page_table';
 import { PAUSE_GMEM_ZAPPED, pausePoint } from './pause';

@@ -3,7 +3,7 @@
 
 import { hostLevelAt } from './host_mm';
 import { memIsPrivate } from './mem_attributes';
-import { isMixed, MEM_GUEST_MEMFD, type Memslot, shapeForbids } from './memslots';
+import { isMixed, MEM_GUEST_MEMFD, Memslot, shapeForbids } from './memslots';
 
 /** The largest level up to `maxLevel` that neither the slot's shape nor mixed attributes forbid at `gfn`. */
 export function allowedLevel(slot: Memslot, gfn: u64, maxLevel: i32): i32 {

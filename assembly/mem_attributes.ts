@@ -20,7 +20,7 @@ import {
   endGfnOf,
   firstPlaceByGfn,
   isMixed,
-  type Memslot,
+  Memslot,
   MIXED_1G_LEVEL,
   MIXED_2M_LEVEL,
   mixedTree,

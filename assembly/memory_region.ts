@@ -11,7 +11,6 @@ import {
   FORM_RFC_V4,
   FORM_TDX_V18,
   hasPrivateMem,
-  PROFILE_6_16,
   VM_DEFAULT,
 } from './control';
 import { applyDirtyFlags, prepareDirtyBitmap } from './dirty_log';
@@ -26,7 +25,7 @@ import {
   MEM_GUEST_MEMFD,
   MEM_LOG_DIRTY_PAGES,
   MEM_READONLY,
-  type Memslot,
+  Memslot,
   MIXED_1G_LEVEL,
   MIXED_2M_LEVEL,
   memslotAt,
@@ -37,7 +36,7 @@ import {
 import { KVM_FILTER_PRIVATE, KVM_FILTER_SHARED, MAY_BLOCK, ONLY_PRIVATE, ONLY_SHARED, unmapGfnRange } from './mmu';
 import { freeSubtree, reserve } from './page_table';
 import { PAUSE_SLOT_INVALID, pausePoint } from './pause';
-import { EEXIST, EINVAL, EIO, STATUS_CAPACITY } from './status';
+import { EEXIST, EINVAL, STATUS_CAPACITY } from './status';
 import { maxGfnExclusive, nextRoot, putRoot, ROOT_DIRECT, tdpMmuZapRoot } from './tdp_mmu';
 import { flushRemoteTlbs, REQ_FREE_OBSOLETE_ROOTS } from './tlb';
 import {

@@ -6,7 +6,7 @@
 
 import { ctl, FORM_ATTR_FILTER, FORM_GMEM_V13, FORM_RFC_V4, FORM_TDX_V18, hasMirroredTdp } from './control';
 import { gmemAt, PAGE_RESIDENT, PAGE_WRITTEN, PAGES_LEVEL, pagesTree } from './gmems';
-import type { Memslot } from './memslots';
+import { Memslot } from './memslots';
 import { treeModify } from './page_table';
 import { ROOTS_BOTH, ROOTS_DIRECT, ROOTS_MIRROR, tdpMmuAge, tdpMmuSetSpte, tdpMmuUnmapRange } from './tdp_mmu';
 import {

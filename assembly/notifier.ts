@@ -3,7 +3,7 @@
 
 import { C_LOCK_SECTIONS, C_NOTIFIER_EVENTS, count, ctl, STALE_TREE } from './control';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
-import { BY_HVA, endHvaOf, type Memslot, slotAtPlace, slotCount } from './memslots';
+import { BY_HVA, endHvaOf, Memslot, slotAtPlace, slotCount } from './memslots';
 import { ageGfn, MAY_BLOCK, SELECT_NOTIFIER, setSpteGfn, testAgeGfn, unmapGfnRange } from './mmu';
 import { reservePaths, treeSet } from './page_table';
 import { PAUSE_NOTIFIER_STARTED, pausePoint } from './pause';

@@ -8,7 +8,6 @@
 import {
   ATTRIBUTES_TREE,
   C_PAGE_AUG,
-  C_PAGES_ACCEPTED,
   C_PF_MMIO_SPTE_CREATED,
   C_RETRIES_FROZEN,
   C_RETRIES_HULL,
@@ -25,34 +24,13 @@ import {
 import { markPagesDirty } from './dirty_log';
 import { gmemGetPfn, gmemRunPages } from './guest_memfd';
 import { hostFault, hostLevel, hostRunPages, hostWritable } from './host_mm';
-import { INVALID_GPA, mmuInvalidateRetryGfn, mmuInvalidateRetryGfnUnsafe } from './invalidate';
+import { mmuInvalidateRetryGfn, mmuInvalidateRetryGfnUnsafe } from './invalidate';
 import { allowedLevel } from './mapping_level';
 import { ATTRIBUTES_LEVEL, memIsPrivate } from './mem_attributes';
-import {
-  endGfnOf,
-  gfnToMemslot,
-  MEM_LOG_DIRTY_PAGES,
-  MEM_READONLY,
-  type Memslot,
-  memslotAt,
-  shapeForbids,
-} from './memslots';
-import {
-  atEnd,
-  atFlags,
-  atLevel,
-  atTag,
-  EMPTY,
-  LEAF,
-  LT,
-  pagesOf,
-  reserve,
-  treeFlags,
-  treeRunEnd,
-  UNIFORM,
-} from './page_table';
-import { ACCESSED, DIRTY, HOST_WRITABLE, KIND, MMU_WRITABLE, NX, PRESENT, WRITABLE } from './spte';
-import { EFAULT, EIO, STATUS_CAPACITY } from './status';
+import { endGfnOf, gfnToMemslot, MEM_LOG_DIRTY_PAGES, MEM_READONLY, Memslot, memslotAt } from './memslots';
+import { atEnd, atFlags, atLevel, atTag, LT, pagesOf, reserve, treeFlags, treeRunEnd, UNIFORM } from './page_table';
+import { ACCESSED, HOST_WRITABLE, KIND, MMU_WRITABLE, NX, PRESENT, WRITABLE } from './spte';
+import { EFAULT, EIO } from './status';
 import {
   mappedNewFlags,
   mappedOldFlags,
@@ -67,7 +45,7 @@ import {
   RET_PF_SPURIOUS,
   ROOT_DIRECT,
   ROOT_MIRROR,
-  type Root,
+  Root,
   rootAt,
   tdpMmuFreeze,
   tdpMmuMap,
@@ -78,8 +56,8 @@ import {
   tdpMmuThaw,
   tdpMmuWalk,
 } from './tdp_mmu';
-import { codeOfMmio, EV_MARK_MMIO_SPTE, SPTE_FROZEN, SPTE_MMIO, trace } from './trace';
-import { Vcpu, vcpuAt } from './vcpus';
+import { codeOfMmio, EV_MARK_MMIO_SPTE, SPTE_FROZEN, trace } from './trace';
+import { vcpuAt } from './vcpus';
 
 export const ACCESS_READ: u32 = 0;
 export const ACCESS_WRITE: u32 = 1;
@@ -301,7 +279,8 @@ function extendRun(fault: Fault, slot: Memslot, root: Root, goal: i32): void {
   const base = fault.gfn & ~(pages - 1);
   const first = base + pages;
   const oldFlags = mappedOldFlags;
-  const newFlags = mappedNewFlags;
+  // An MMIO spte under the first entry kept its D clear: those behind it replace nothing.
+  const newFlags = oldFlags & PRESENT ? mappedNewFlags : newLeafFlags(mappedNewFlags, false);
   let limit = min(fault.gfn + fault.runPages, fault.gfn + <u64>fault.limitPages);
   fault.runPages = first - fault.gfn;
   if (fault.prefetch == 0 || mappedOverTable || fault.limitPages <= pages || limit <= first) return;

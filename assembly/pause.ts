@@ -5,6 +5,7 @@
 // A pause is no yield: no lock is dropped, nothing is flushed or walked again.
 
 import { ctl } from './control';
+import { pause } from './env';
 import { PAUSE_BASE, PAUSE_BYTES } from './layout';
 import { EIO, STATUS_DESTROYED, STATUS_OPERATION_PAUSED } from './status';
 
@@ -20,9 +21,6 @@ export const PAUSE_GMEM_ZAPPED: u32 = 8;
 export const PAUSE_SLOT_INVALID: u32 = 16;
 /** Notifier: between the start and the end of an event. */
 export const PAUSE_NOTIFIER_STARTED: u32 = 32;
-
-@external("env", "pause")
-declare function pause(point: u32): void;
 
 function stop(point: u32): void {
   store<u32>(PAUSE_BASE, <u32>PAUSE_BASE + 8);

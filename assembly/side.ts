@@ -11,10 +11,13 @@
 import { ctl } from './control';
 import { SIDE_BASE, SIDE_BYTES, SIDE_CAPACITY } from './layout';
 
+/** 2^64 divided by the golden ratio, odd: Fibonacci hashing. */
+const GOLDEN_RATIO: u64 = ((<u64>0x9e3779b9) << 32) | 0x7f4a7c15;
+
 const MASK: u32 = SIDE_CAPACITY - 1;
 
 function home(key: u64): u32 {
-  return <u32>((key * 0x9e3779b97f4a7c15) >> 40) & MASK;
+  return <u32>((key * GOLDEN_RATIO) >> 40) & MASK;
 }
 function at(index: u32): usize {
   return SIDE_BASE + <usize>index * SIDE_BYTES;

@@ -10,7 +10,6 @@ import {
   C_LEAFS_AGED,
   C_LEAFS_WRITE_PROTECTED,
   C_NX_LPAGE_SPLITS,
-  C_PAGE_AUG,
   C_PAGE_REMOVE,
   C_PAGE_WBINVD,
   C_PAGES_4K,
@@ -29,7 +28,6 @@ import {
   COUNTERS_BASE,
   count,
   ctl,
-  hasMirroredTdp,
   PROFILE_6_16,
   STALE_TREE,
 } from './control';
@@ -56,19 +54,15 @@ import {
   linked,
   linkTable,
   ltClear,
-  ltCount,
   ltFlags,
   ltSet,
-  MARK,
   pagesOf,
   reserve,
   reservePaths,
   resetLinked,
-  setEmpty,
   setLeaf,
   setMark,
   setUniform,
-  sideCount,
   TABLE,
   tagOf,
   treeAt,
@@ -80,7 +74,6 @@ import {
 import { pauseForBudget } from './pause';
 import { sideDelete, sideGet, sideHasRoom, sideKey, sideSet } from './side';
 import { ACCESSED, DIRTY, HOST_WRITABLE, KIND, MMU_WRITABLE, NX, PRESENT, WRITABLE } from './spte';
-import { ENOMEM, STATUS_CAPACITY } from './status';
 import {
   accepted,
   cutLeft,

@@ -18,13 +18,11 @@ import {
 import { markPageDirty } from './dirty_log';
 import { gmemContentWritten } from './guest_memfd';
 import { FAULTS_MAX } from './layout';
-import { memIsPrivate } from './mem_attributes';
 import { gfnToMemslot, MEM_LOG_DIRTY_PAGES } from './memslots';
 import {
-  ACCESS_EXEC,
   ACCESS_WRITE,
   accessAllowed,
-  type Fault,
+  Fault,
   faultAt,
   faultBegin,
   faultFinish,
@@ -34,9 +32,9 @@ import {
   reserveFault,
   scratchFault,
 } from './page_fault';
-import { atEnd, atFlags, atLevel, reserve } from './page_table';
-import { ACCESSED, DIRTY, KIND, MMU_WRITABLE, NX, PRESENT, WRITABLE } from './spte';
-import { EFAULT, EINTR, EINVAL, EIO, ENOENT, ENOMEM, STATUS_CAPACITY, STATUS_NO_HANDLE } from './status';
+import { atEnd, atFlags, atLevel } from './page_table';
+import { ACCESSED, DIRTY, KIND, MMU_WRITABLE, PRESENT, WRITABLE } from './spte';
+import { EINTR, EINVAL, EIO, ENOENT, ENOMEM, STATUS_CAPACITY, STATUS_NO_HANDLE } from './status';
 import {
   allocRoot,
   indexOf,
@@ -49,7 +47,7 @@ import {
   RET_PF_SPURIOUS,
   ROOT_DIRECT,
   ROOT_MIRROR,
-  type Root,
+  Root,
   rootAt,
   tdpMmuClearBits,
   tdpMmuSetBits,
@@ -57,7 +55,7 @@ import {
   tdpMmuWalk,
 } from './tdp_mmu';
 import { codeOfMmio, SPTE_MMIO } from './trace';
-import { type Vcpu, vcpuAt } from './vcpus';
+import { Vcpu, vcpuAt } from './vcpus';
 
 // --- Roots and entry -------------------------------------------------------------------------------------------------
 

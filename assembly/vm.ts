@@ -3,7 +3,6 @@
 
 import { recoverNxHugePages } from './collapse';
 import {
-  C_FREE_OBSOLETE_ROOTS,
   C_LOCK_SECTIONS,
   C_PAGE_RECLAIM,
   C_TABLES_FREED,
@@ -11,34 +10,22 @@ import {
   counter,
   ctl,
   FORM_GMEM_V13,
-  FORM_RFC_V4,
   PROFILE_6_12,
   PROFILE_6_16,
   VM_TDX,
 } from './control';
 import { gmemRelease } from './guest_memfd';
-import { CONTROL_BASE, CONTROL_BYTES, RING_BASE, TRACE_RECORD_BYTES } from './layout';
+import { RING_BASE, TRACE_RECORD_BYTES } from './layout';
 import { invalidateRoots, zapAllFast, zapInvalidatedRoots } from './memory_region';
-import { BY_GFN, endGfnOf, isMixed, Memslot, memslotAt, slotAtPlace, slotCount } from './memslots';
-import { ageGfn, MAY_BLOCK, ONLY_PRIVATE, ONLY_SHARED, setSpteGfn, testAgeGfn, unmapGfnRange } from './mmu';
+import { endGfnOf, memslotAt } from './memslots';
+import { ageGfn, ONLY_PRIVATE, ONLY_SHARED, setSpteGfn, testAgeGfn, unmapGfnRange } from './mmu';
 import { reserve } from './page_table';
-import { EINVAL, EOPNOTSUPP, STATUS_CAPACITY, STATUS_DESTROYED } from './status';
-import {
-  ALL_AS,
-  nextRoot,
-  ROOT_DIRECT,
-  ROOT_MIRROR,
-  ROOTS_BOTH,
-  ROOTS_DIRECT,
-  reserveWalk,
-  rootAt,
-  tdpMmuUnmapRange,
-  tdpMmuZapRoot,
-} from './tdp_mmu';
+import { EINVAL, EOPNOTSUPP, STATUS_CAPACITY } from './status';
+import { ALL_AS, nextRoot, ROOT_DIRECT, ROOT_MIRROR, ROOTS_BOTH, tdpMmuUnmapRange, tdpMmuZapRoot } from './tdp_mmu';
 import { flushRemoteTlbs } from './tlb';
 import { EV_FLUSH_SHADOW_ALL, EV_RECLAIMED, EV_ZAP_ALL, trace } from './trace';
 import { unloadRoots } from './vcpu';
-import { Vcpu, vcpuAt } from './vcpus';
+import { vcpuAt } from './vcpus';
 
 /** Written by vmCreate() first: a snapshot of another layout is refused by it. */
 export const LAYOUT_VERSION: u32 = 1;

@@ -75,7 +75,7 @@ export type TraceEvent =
   | Named<'swap_memslots', { asId: number }>
   | Named<'flush_shadow_memslot', { slot: number; gfn: number; npages: number }>
   | Named<'mmio_gen', { generation: number }>
-  | Named<'gmem_inval_begin', { start: number; end: number }>
+  | Named<'gmem_inval_begin', { start: number; end: number | bigint }>
   | Named<'mark_mmio_spte', { gfn: number }>;
 
 const CLASSES = ['nonpresent', 'mmio', 'frozen', 'table', 'leaf'] as const;
@@ -203,7 +203,15 @@ const DECODERS = new Map<number, Decode>([
   [44, (_small, word, quad) => ({ name: 'flush_shadow_memslot', slot: word, gfn: quad(0), npages: quad(1) })],
   [45, (_small, word) => ({ name: 'commit_region', change: word })],
   [46, (_small, _word, quad) => ({ name: 'mmio_gen', generation: quad(0) })],
-  [47, (_small, _word, quad) => ({ name: 'gmem_inval_begin', start: quad(0), end: quad(1) })],
+  [
+    47,
+    (_small, _word, quad, raw) => ({
+      name: 'gmem_inval_begin',
+      start: quad(0),
+      // A release covers every page index: 2^64 - 1 is no double.
+      end: quad(1) > Number.MAX_SAFE_INTEGER ? raw(1) : quad(1),
+    }),
+  ],
   [48, plain('flush_shadow_all')],
   [49, plain('reclaimed')],
   [50, (_small, _word, quad) => ({ name: 'mark_mmio_spte', gfn: quad(0) })],
