@@ -30,8 +30,7 @@ export function zapCollapsible(slot: Memslot): void {
   let flush = false;
   let root = nextRoot(0);
   while (root !== null) {
-    if (root.asId == slot.asId && root.invalid == 0 && root.kind == ROOT_DIRECT) {
-      tdpMmuCountWalk(root, start, end);
+    if (root.asId == slot.asId && root.invalid == 0) {
       let gfn = start;
       while (gfn < end) {
         const level = collapsibleLevel(slot, gfn, end);
@@ -47,6 +46,8 @@ export function zapCollapsible(slot: Memslot): void {
           gfn = (gfn & ~511) + 512;
         }
       }
+      // A table that gave way is not walked into.
+      tdpMmuCountWalk(root, start, end, 2);
     }
     root = nextRoot(root.sequence);
   }

@@ -303,7 +303,7 @@ export function zapInvalidatedRoots(sharedMode: bool): void {
   while (root !== null) {
     const sequence = root.sequence;
     if (root.invalid != 0 && root.zapped == 0) {
-      tdpMmuZapRoot(root, sharedMode);
+      tdpMmuZapRoot(root, sharedMode && root.kind == ROOT_DIRECT);
       root.zapped = 1;
       putRoot(root);
     }

@@ -47,6 +47,7 @@ import {
   ROOT_MIRROR,
   Root,
   rootAt,
+  tdpMmuCountFault,
   tdpMmuFreeze,
   tdpMmuMap,
   tdpMmuMapMmio,
@@ -170,7 +171,10 @@ function faultinPfn(fault: Fault): i32 {
     return RET_PF_RETRY;
   }
   if (mmuInvalidateRetryGfnUnsafe(fault.seq, gfn)) return countRetry(gfn);
-  const limit = min(<u64>fault.limitPages, endGfnOf(slot) - gfn);
+  let limit = min(<u64>fault.limitPages, endGfnOf(slot) - gfn);
+  if (limit > 1 && hasPrivateMem()) {
+    limit = treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn, gfn + limit) - gfn;
+  }
   if (fault.isPrivate != 0) {
     const error = gmemGetPfn(slot, gfn, limit);
     if (error != 0) {
@@ -212,8 +216,8 @@ function goalLevel(fault: Fault, slot: Memslot, root: Root): i32 {
 function leafFlags(fault: Fault, level: i32, isMirror: bool): u32 {
   let flags = PRESENT;
   if (fault.hostWritable != 0) flags |= WRITABLE | HOST_WRITABLE | MMU_WRITABLE;
-  if (isMirror) return flags | KIND;
   if (fault.prefetch == 0) flags |= ACCESSED;
+  if (isMirror) return newLeafFlags(flags, false) | KIND;
   if (level > 1 && ctl.nxHugePages != 0) flags |= NX;
   if (fault.isPrivate != 0) flags |= KIND;
   return flags;
@@ -247,6 +251,7 @@ function install(fault: Fault, stepwise: bool): i32 {
   const slot = slotOf(fault);
   const goal = goalLevel(fault, slot, root);
   if (tdpMmuSideCode(root, gfn) == SPTE_FROZEN) {
+    tdpMmuCountFault(1);
     count(C_RETRIES_FROZEN, 1);
     return RET_PF_RETRY;
   }
@@ -254,11 +259,11 @@ function install(fault: Fault, stepwise: bool): i32 {
   tdpMmuWalk(root, gfn);
   const present = (atFlags & PRESENT) != 0;
   if (present && ctl.staleRecords != 0 && treeFlags(STALE_TREE, 7, gfn) != 0) return RET_PF_BUG;
-  if (ctl.profile == PROFILE_6_16 && present && atLevel <= goal) {
+  if (ctl.profile == PROFILE_6_16 && present && atLevel == goal) {
     // 6.16 looks before it rewrites.
     if (fault.prefetch != 0 || accessAllowed(atFlags, fault.access)) {
-      if (((atFlags & KIND) != 0) != (fault.isPrivate != 0)) return RET_PF_BUG;
       fault.newFlags = atFlags;
+      tdpMmuCountFault(goal);
       return RET_PF_SPURIOUS;
     }
   }
@@ -286,7 +291,6 @@ function extendRun(fault: Fault, slot: Memslot, root: Root, goal: i32): void {
   if (fault.prefetch == 0 || mappedOverTable || fault.limitPages <= pages || limit <= first) return;
   // A trace lists a table's link before its leaves: stay within the table that the first entry linked.
   if (ctl.traceOn != 0) limit = min(limit, (base & ~(pages * 512 - 1)) + pages * 512);
-  if (hasPrivateMem()) limit = treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, first - 1, limit);
   limit &= ~(pages - 1);
   // Levels above the goal must stay forbidden: only what holds for the whole run may forbid them.
   if (goal == 1 && fault.isPrivate == 0 && (slot.flags & MEM_LOG_DIRTY_PAGES) == 0 && fault.hostLevel > 1) return;
@@ -329,6 +333,7 @@ function sideIn(root: Root, startGfn: u64, endGfn: u64): bool {
 
 function installMirror(fault: Fault, root: Root, stepwise: bool): i32 {
   const gfn = fault.gfn;
+  tdpMmuCountFault(1);
   tdpMmuWalk(root, gfn);
   if (atFlags & PRESENT) {
     const slot = slotOf(fault);
@@ -349,7 +354,6 @@ function installMirror(fault: Fault, root: Root, stepwise: bool): i32 {
   count(C_PAGE_AUG, 1);
   let limit = gfn + min(fault.runPages, <u64>fault.limitPages);
   if (ctl.traceOn != 0) limit = min(limit, (gfn & ~511) + 512);
-  limit = treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn, limit);
   let end = gfn + 1;
   while (end < limit) {
     tdpMmuWalk(root, end);

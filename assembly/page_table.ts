@@ -40,6 +40,8 @@ const COUNTED_SHIFT: u32 = 2;
 
 /** Set in `counts` by the owner: an entry so marked never folds into its parent (an nx-disallowed table). */
 export const MARK: u32 = 1 << 30;
+/** A mark of its own beside MARK: the table stands where a huge page would. */
+export const MARK_TRACKED: u32 = 1 << 31;
 const SIDE_ONE: u32 = 1 << 20;
 const SIDE_MASK: u32 = 0x3ff << 20;
 
@@ -76,9 +78,14 @@ export function dropSide(entryPtr: usize): void {
 export function isMarked(entryPtr: usize): bool {
   return (load<u32>(entryPtr, 8) & MARK) != 0;
 }
-export function setMark(entryPtr: usize, on: bool): void {
-  const counts = load<u32>(entryPtr, 8);
-  store<u32>(entryPtr, on ? counts | MARK : counts & ~MARK, 8);
+export function isTracked(entryPtr: usize): bool {
+  return (load<u32>(entryPtr, 8) & MARK_TRACKED) != 0;
+}
+export function setMark(entryPtr: usize, mark: u32): void {
+  store<u32>(entryPtr, load<u32>(entryPtr, 8) | mark, 8);
+}
+export function clearMarks(entryPtr: usize): void {
+  store<u32>(entryPtr, load<u32>(entryPtr, 8) & ~(MARK | MARK_TRACKED), 8);
 }
 
 function descriptor(tag: u32, leafLevel: i32, flags: u32): u32 {
@@ -276,7 +283,7 @@ function recount(entryPtr: usize): void {
 
 /** An empty leaf table that keeps its side records and its mark. */
 function emptyLeafTable(entryPtr: usize): void {
-  const keep = load<u32>(entryPtr, 8) & (SIDE_MASK | MARK);
+  const keep = load<u32>(entryPtr, 8) & (SIDE_MASK | MARK | MARK_TRACKED);
   releasePlanes(entryPtr);
   store<u64>(entryPtr, descriptor(LT, 1, 0));
   store<u64>(entryPtr, keep, 8);
@@ -331,7 +338,7 @@ export function ltFlags(entryPtr: usize, index: i32): u32 {
 
 /** Sets keys [from, to) of a leaf table present with `flags`. */
 export function ltSet(entryPtr: usize, from: i32, to: i32, flags: u32): void {
-  const keep = load<u32>(entryPtr, 8) & (SIDE_MASK | MARK);
+  const keep = load<u32>(entryPtr, 8) & (SIDE_MASK | MARK | MARK_TRACKED);
   if (from == 0 && to == 512) {
     releasePlanes(entryPtr);
     setUniform(entryPtr, 2, 1, flags);
@@ -547,10 +554,10 @@ export function fold(entryPtr: usize, level: i32): void {
   const tag = desc & 7;
   if (tag == TABLE || desc >> 16 != 0 || isMarked(entryPtr)) return;
   const counts = load<u32>(first, 8);
-  if ((counts & (SIDE_MASK | MARK)) != 0) return;
+  if ((counts & (SIDE_MASK | MARK | MARK_TRACKED)) != 0) return;
   if (load<u32>(first + 511 * ENTRY_BYTES) != desc) return;
   for (let at: usize = ENTRY_BYTES; at < 8192; at += ENTRY_BYTES) {
-    if (load<u32>(first + at) != desc || (load<u32>(first + at, 8) & (SIDE_MASK | MARK)) != 0) return;
+    if (load<u32>(first + at) != desc || (load<u32>(first + at, 8) & (SIDE_MASK | MARK | MARK_TRACKED)) != 0) return;
   }
   release(CLASS_UPPER, load<u32>(entryPtr, 4));
   const flags = (desc >> 8) & 255;

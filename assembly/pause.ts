@@ -46,15 +46,21 @@ export function pauseForBudget(gfn: u64): void {
 export const GATE_OPERATION: u32 = 0;
 export const GATE_VCPU: u32 = 1;
 export const GATE_CLOSE: u32 = 2;
+/** The host's own memory, which outlives the VM. */
+export const GATE_HOST: u32 = 3;
 
 /**
  * 0, or why no call may change state now: the VM is destroyed or dead (-EIO), an operation is paused under a lock that
  * the call needs, a fault holds mmu_lock for reading while its mirror entry is FROZEN.
  */
 export function gate(kind: u32): i32 {
-  if (ctl.destroyed == 2 || (ctl.destroyed == 1 && kind != GATE_CLOSE)) return STATUS_DESTROYED;
-  if (ctl.dead != 0 && kind != GATE_CLOSE) return -EIO;
+  if (kind == GATE_OPERATION || kind == GATE_VCPU) {
+    if (ctl.destroyed != 0) return STATUS_DESTROYED;
+    if (ctl.dead != 0) return -EIO;
+  } else if (kind == GATE_CLOSE && ctl.destroyed == 2) {
+    return STATUS_DESTROYED;
+  }
   if (ctl.paused != 0 && (kind != GATE_VCPU || ctl.paused == PAUSE_BUDGET)) return STATUS_OPERATION_PAUSED;
-  if (ctl.frozenFaults != 0 && kind == GATE_OPERATION) return STATUS_OPERATION_PAUSED;
+  if (ctl.frozenFaults != 0 && kind != GATE_VCPU) return STATUS_OPERATION_PAUSED;
   return 0;
 }

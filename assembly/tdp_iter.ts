@@ -8,13 +8,14 @@
 import { C_NX_LPAGE_SPLITS, C_VISITED_L1, count, ctl } from './control';
 import {
   childPtr,
+  clearMarks,
   EMPTY,
   expand,
   flagsOf,
   fold,
   freeSubtree,
   indexAt,
-  isMarked,
+  isTracked,
   LEAF,
   LT,
   leafLevelOf,
@@ -27,7 +28,6 @@ import {
   presentCount,
   setEmpty,
   setLeaf,
-  setMark,
   setUniform,
   sideCount,
   TABLE,
@@ -324,10 +324,8 @@ function removeLeafTable(entryPtr: usize, base: u64): void {
 export function removeTable(entryPtr: usize, level: i32, base: u64): void {
   const tag = tagOf(entryPtr);
   tablesGone++;
-  if (isMarked(entryPtr)) {
-    setMark(entryPtr, false);
-    count(C_NX_LPAGE_SPLITS, <u64>-1);
-  }
+  if (isTracked(entryPtr)) count(C_NX_LPAGE_SPLITS, <u64>-1);
+  clearMarks(entryPtr);
   if (tag == LT) {
     removeLeafTable(entryPtr, base);
     setEmpty(entryPtr);

@@ -48,6 +48,7 @@ import {
   freeSubtree,
   indexAt,
   isMarked,
+  isTracked,
   LEAF,
   LT,
   leafLevelOf,
@@ -56,6 +57,8 @@ import {
   ltClear,
   ltFlags,
   ltSet,
+  MARK,
+  MARK_TRACKED,
   pagesOf,
   reserve,
   reservePaths,
@@ -303,7 +306,7 @@ function walkRange(
   if (startGfn >= min(endGfn, limit)) return flush;
   const level = rootEntryLevel();
   const entry = entryOf(root);
-  const owes = root.invalid == 0 && walkOp != WALK_TEST && walkOp != WALK_MODIFY;
+  const owes = root.invalid == 0 && walkOp == WALK_ZAP;
   let at = origin;
   let resumed = false;
   let lastYield = origin;
@@ -394,6 +397,18 @@ export function tdpMmuUnmapRange(
   return flush;
 }
 
+/** The gfn behind the first that an accessed leaf of [startGfn, endGfn) maps; `endGfn` if there is none. */
+function firstYoungEnd(root: Root, startGfn: u64, endGfn: u64): u64 {
+  const bits = keyBitsOf(root);
+  let key = startGfn + bits;
+  while (key < endGfn + bits) {
+    treeAt(entryOf(root), rootEntryLevel(), key);
+    if ((atFlags & (PRESENT | ACCESSED)) == (PRESENT | ACCESSED)) return min(key - bits + 1, endGfn);
+    key = atEnd;
+  }
+  return endGfn;
+}
+
 /**
  * Clears Accessed in the leaves of [startGfn, endGfn), or only looks. Returns whether any had it. Never yields.
  * Mirrors: kvm_tdp_mmu_age_gfn_range(), kvm_tdp_mmu_test_age_gfn(). 6.16 leaves invalid roots out.
@@ -405,8 +420,11 @@ export function tdpMmuAge(kinds: u32, asId: u32, startGfn: u64, endGfn: u64, tes
     const skip = ctl.profile == PROFILE_6_16 && root.invalid != 0;
     if (((kinds >> root.kind) & 1) != 0 && root.asId == asId && !skip) {
       const walkOp = testOnly ? WALK_TEST : WALK_MODIFY;
-      walkRange(root, startGfn, endGfn, walkOp, ACCESSED, ACCESSED, 1, false, false, false);
+      // 6.16 is content with the first young leaf.
+      const stop = testOnly && ctl.profile == PROFILE_6_16 ? firstYoungEnd(root, startGfn, endGfn) : endGfn;
+      walkRange(root, startGfn, stop, walkOp, ACCESSED, ACCESSED, 1, false, false, false);
       young += ctl.walkHits;
+      if (stop != endGfn) return true;
     }
     root = nextRoot(root.sequence);
   }
@@ -422,7 +440,7 @@ export function tdpMmuWrprotRange(asId: u32, startGfn: u64, endGfn: u64, lowest:
   let root = nextRoot(0);
   while (root !== null) {
     const sequence = root.sequence;
-    if (root.asId == asId && root.invalid == 0 && root.kind == ROOT_DIRECT) {
+    if (root.asId == asId && root.invalid == 0) {
       walkRange(root, startGfn, endGfn, WALK_MODIFY, WRITABLE, WRITABLE, lowest, true, false, false);
       count(C_LEAFS_WRITE_PROTECTED, ctl.walkHits);
     }
@@ -438,7 +456,7 @@ export function tdpMmuWrprotRange(asId: u32, startGfn: u64, endGfn: u64, lowest:
 export function tdpMmuWrprotMask(asId: u32, gfn: u64, mask: u64): void {
   let root = nextRoot(0);
   while (root !== null) {
-    if (root.asId == asId && root.invalid == 0 && root.kind == ROOT_DIRECT) {
+    if (root.asId == asId && root.invalid == 0) {
       const first = <u64>ctz(mask);
       const last = <u64>(63 - clz(mask));
       // The word lies in one table: whether every set bit has a 4K leaf decides where the walk ends.
@@ -494,7 +512,7 @@ const VISITED_SAVE: usize = 640;
 export function tdpMmuWriteProtectGfn(asId: u32, gfn: u64, lowest: i32): void {
   let root = nextRoot(0);
   while (root !== null) {
-    if (root.asId == asId && root.invalid == 0 && root.kind == ROOT_DIRECT) {
+    if (root.asId == asId && root.invalid == 0) {
       treeAt(entryOf(root), rootEntryLevel(), gfn);
       const hit = (atFlags & PRESENT) != 0 && atLevel >= lowest && (atFlags & (WRITABLE | MMU_WRITABLE)) != 0;
       const walkOp = hit ? WALK_MODIFY : WALK_TEST;
@@ -584,7 +602,7 @@ export function tdpMmuTrySplitHugePages(asId: u32, startGfn: u64, endGfn: u64, t
   let root = nextRoot(0);
   while (root !== null) {
     const sequence = root.sequence;
-    if (root.asId == asId && root.invalid == 0 && root.kind == ROOT_DIRECT) {
+    if (root.asId == asId && root.invalid == 0) {
       const bits = keyBitsOf(root);
       const limit = min(endGfn, maxGfnExclusive(bits));
       let at = startGfn;
@@ -628,6 +646,11 @@ export function tdpMmuWalk(root: Root, gfn: u64): void {
   treeAt(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root));
 }
 
+/** Counts the entries that a fault's walk visits, from the root down to `level`. */
+export function tdpMmuCountFault(level: i32): void {
+  for (let at = <i32>ctl.rootLevel; at >= level; at--) count(C_VISITED_L1 + at - 1, 1);
+}
+
 /** The side code (MMIO, FROZEN) of the 4K entry of `gfn`, 0 if none. */
 export function tdpMmuSideCode(root: Root, gfn: u64): u32 {
   return ctl.sideCount == 0 ? 0 : sideGet(sideKey(indexOf(root), gfn | keyBitsOf(root)));
@@ -665,7 +688,7 @@ function pathTo(root: Root, key: u64, level: i32, nxLevel: i32): usize {
       splitLeaf(root, entry, at, key);
       expand(entry, at);
     } else if (tag == EMPTY) {
-      linkTraced(root, entry, at, key & ~bits);
+      linkTraced(root, at, key & ~bits);
       linkTable(entry);
     }
     if (nxLevel != 0 && (tag == LEAF || tag == EMPTY)) markNxDisallowed(entry, at, nxLevel);
@@ -676,7 +699,7 @@ function pathTo(root: Root, key: u64, level: i32, nxLevel: i32): usize {
     const tag = tagOf(entry);
     if (tag == LEAF) splitLeaf(root, entry, 2, key);
     else if (tag == EMPTY) {
-      linkTraced(root, entry, 2, key & ~bits);
+      linkTraced(root, 2, key & ~bits);
       setUniform(entry, 2, 1, 0);
     }
     if (nxLevel != 0 && (tag == LEAF || tag == EMPTY)) markNxDisallowed(entry, 2, nxLevel);
@@ -684,13 +707,15 @@ function pathTo(root: Root, key: u64, level: i32, nxLevel: i32): usize {
   return entry;
 }
 
+/** Every table that an exec fault makes forbids huge pages; those in a huge page's place wait to be recovered. */
 function markNxDisallowed(entryPtr: usize, level: i32, nxLevel: i32): void {
+  setMark(entryPtr, MARK);
   if (nxLevel < level) return;
-  setMark(entryPtr, true);
+  setMark(entryPtr, MARK_TRACKED);
   count(C_NX_LPAGE_SPLITS, 1);
 }
 
-function linkTraced(root: Root, entryPtr: usize, level: i32, gfn: u64): void {
+function linkTraced(root: Root, level: i32, gfn: u64): void {
   if (ctl.traceOn != 0) {
     traceSptes(root.asId, root.kind, level, gfn & ~(pagesOf(level) - 1), SPTE_NONPRESENT, SPTE_TABLE, 1);
   }
@@ -710,7 +735,7 @@ export function newLeafFlags(flags: u32, oldWritableLeaf: bool): u32 {
 export function tdpMmuMap(root: Root, gfn: u64, level: i32, flags: u32, nxLevel: i32): i32 {
   const bits = keyBitsOf(root);
   const key = (gfn & ~(pagesOf(level) - 1)) | bits;
-  for (let at = <i32>ctl.rootLevel; at >= level; at--) count(C_VISITED_L1 + at - 1, 1);
+  tdpMmuCountFault(level);
   treeAt(entryOf(root), rootEntryLevel(), key);
   const sideCode = level == 1 ? tdpMmuSideCode(root, gfn) : 0;
   const sameLevel = atLevel == level && (atTag != UNIFORM || leafLevelOf(atEntry) == level);
@@ -774,7 +799,7 @@ export function removeSubtree(root: Root, entryPtr: usize, level: i32, key: u64,
 /** Installs an MMIO spte of `generation` for `gfn`. Returns whether the entry changed. Mirrors: make_mmio_spte() */
 export function tdpMmuMapMmio(root: Root, gfn: u64, code: u32): bool {
   const key = gfn | keyBitsOf(root);
-  for (let at = <i32>ctl.rootLevel; at >= 1; at--) count(C_VISITED_L1 + at - 1, 1);
+  tdpMmuCountFault(1);
   const oldCode = tdpMmuSideCode(root, gfn);
   if (oldCode == code) return false;
   const entry = pathTo(root, key, 1, 0);
@@ -861,7 +886,7 @@ export function tdpMmuSetSpte(kinds: u32, asId: u32, gfn: u64, writable: bool): 
       if (hit) {
         flush = true;
         if (!writable) {
-          const readOnly = flags & ~(WRITABLE | HOST_WRITABLE | MMU_WRITABLE | DIRTY);
+          const readOnly = flags & ~(WRITABLE | HOST_WRITABLE | MMU_WRITABLE | ACCESSED);
           if (ctl.traceOn != 0) {
             traceSptes(root.asId, root.kind, 1, gfn, SPTE_NONPRESENT, codeOfFlags(readOnly), 1);
           }
@@ -911,9 +936,9 @@ export function tdpMmuCount(root: Root, startGfn: u64, endGfn: u64, need: u32): 
 
 // --- Tables that give way to huge pages ------------------------------------------------------------------------------
 
-/** Counts the visits of a walk of [startGfn, endGfn) that looks at every entry and changes none. */
-export function tdpMmuCountWalk(root: Root, startGfn: u64, endGfn: u64): void {
-  walkRange(root, startGfn, endGfn, WALK_TEST, 0, 0, 1, true, true, false);
+/** Counts the visits of a walk of [startGfn, endGfn) that looks at entries of `lowest` level and above. */
+export function tdpMmuCountWalk(root: Root, startGfn: u64, endGfn: u64, lowest: i32): void {
+  walkRange(root, startGfn, endGfn, WALK_TEST, 0, 0, lowest, true, true, false);
 }
 
 /** The entry of `level` for `gfn` if it links a table (virtual or stored); 0 if not. */
@@ -980,7 +1005,7 @@ function zapMarkedBelow(root: Root, entryPtr: usize, level: i32, base: u64, limi
   for (let index: u32 = 0; index < 512 && zappedTables < limit; index++) {
     const child = childPtr(entryPtr, index);
     const childBase = base + <u64>index * pagesOf(childLevel);
-    if (isMarked(child)) {
+    if (isTracked(child)) {
       const gfn = childBase & ~keyBitsOf(root);
       trace(EV_ZAP_SP, 0, <u32>childLevel, gfn);
       if (ctl.traceOn != 0) traceSptes(root.asId, root.kind, childLevel, gfn, SPTE_TABLE, SPTE_NONPRESENT, 1);

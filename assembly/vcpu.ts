@@ -18,6 +18,7 @@ import {
 import { markPageDirty } from './dirty_log';
 import { gmemContentWritten } from './guest_memfd';
 import { FAULTS_MAX } from './layout';
+import { memIsPrivate } from './mem_attributes';
 import { gfnToMemslot, MEM_LOG_DIRTY_PAGES } from './memslots';
 import {
   ACCESS_WRITE,
@@ -175,6 +176,8 @@ function mmioStage(vcpu: Vcpu, root: Root, gfn: u64): i32 {
 /** A write on a present leaf that may become writable without mmu_lock. Mirrors: fast_page_fault() */
 function fastPageFault(vcpu: Vcpu, root: Root, gfn: u64, flags: u32, level: i32): bool {
   if ((flags & MMU_WRITABLE) == 0) return false;
+  // A leaf of the other kind than the attribute is not for the fast path.
+  if (hasPrivateMem() && ((flags & KIND) != 0) != memIsPrivate(gfn)) return false;
   const slot = gfnToMemslot(vcpu.asId, gfn);
   const logged = slot !== null && (slot.flags & MEM_LOG_DIRTY_PAGES) != 0;
   if (level > 1 && logged) return false;
@@ -260,6 +263,32 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
 }
 
 /**
+ * Touches the gfns behind one that was just touched, as long as leaves alike let the access through: none of them
+ * faults. Returns how many.
+ */
+function touchRun(vcpu: Vcpu, gfn: u64, limit: f64, access: u32, privateMode: u32): u64 {
+  const mirrored = ctl.vmType == VM_TDX && privateMode != 0;
+  const bits = mirrored ? 0 : ctl.directBits;
+  if (gfn >= maxGfnExclusive(bits)) return 0;
+  const root = rootAt((mirrored ? vcpu.mirrorRoot : vcpu.root) - 1);
+  tdpMmuWalk(root, gfn);
+  const flags = atFlags;
+  if ((flags & PRESENT) == 0 || !accessAllowed(flags, access)) return 0;
+  if (root.kind == ROOT_MIRROR && (flags & KIND) != 0) return 0;
+  const slot = gfnToMemslot(vcpu.asId, gfn);
+  if (slot === null) return 0;
+  let end = min(atEnd - bits, slot.baseGfn + slot.npages);
+  if (<f64>(end - gfn) > limit) end = gfn + <u64>limit;
+  const write = access == ACCESS_WRITE;
+  if (root.kind == ROOT_DIRECT) {
+    const want = ACCESSED | (write ? DIRTY : 0);
+    if ((flags & want) != want) tdpMmuSetBits(root, gfn, end, want);
+  }
+  if (write && hasPrivateMem() && (root.kind == ROOT_MIRROR || (flags & KIND) != 0)) gmemContentWritten(slot, gfn, end);
+  return end - gfn;
+}
+
+/**
  * `accesses` accesses at `gfn`, `gfn` + `strideGfns`, …; stops at the first that does not end in EXIT_DONE. result3 is
  * how many were done.
  */
@@ -282,6 +311,11 @@ export function vcpuAccess(index: u32, gfn: u64, access: u32, privateMode: u32, 
     if (exit != EXIT_DONE) return exit;
     done += 1;
     gfn += strideGfns;
+    if (strideGfns == 1 && done < accesses) {
+      const alike = touchRun(vcpu, canonical + 1, accesses - done, access, mode);
+      done += <f64>alike;
+      gfn += alike;
+    }
   }
   ctl.result3 = done;
   return EXIT_DONE;
@@ -437,6 +471,17 @@ export function vcpuBeginFault(index: u32, gfn: u64, access: u32, privateMode: u
     else if (mode == 2) mode = 1;
   }
   initFault(fault, index, gfn & ~ctl.directBits, access, mode, false);
+  if (access == ACCESS_WRITE && fault.isPrivate == 0 && fault.gfn < maxGfnExclusive(ctl.directBits)) {
+    // The fast path comes first and needs no second phase.
+    const root = rootAt(vcpu.root - 1);
+    tdpMmuWalk(root, fault.gfn);
+    if ((atFlags & (PRESENT | WRITABLE)) == PRESENT && fastPageFault(vcpu, root, fault.gfn, atFlags, atLevel)) {
+      fault.result = RET_PF_FIXED;
+      fault.stage = 3;
+      if (id >= ctl.faultHighWater) ctl.faultHighWater = id + 1;
+      return <i32>id;
+    }
+  }
   fault.result = faultBegin(fault);
   fault.stage = fault.result == 0 ? 1 : 3;
   if (id >= ctl.faultHighWater) ctl.faultHighWater = id + 1;

@@ -15,6 +15,7 @@ import {
   VM_TDX,
 } from './control';
 import { gmemRelease } from './guest_memfd';
+import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { RING_BASE, TRACE_RECORD_BYTES } from './layout';
 import { invalidateRoots, zapAllFast, zapInvalidatedRoots } from './memory_region';
 import { endGfnOf, memslotAt } from './memslots';
@@ -22,7 +23,7 @@ import { ageGfn, ONLY_PRIVATE, ONLY_SHARED, setSpteGfn, testAgeGfn, unmapGfnRang
 import { reserve } from './page_table';
 import { EINVAL, EOPNOTSUPP, STATUS_CAPACITY } from './status';
 import { ALL_AS, nextRoot, ROOT_DIRECT, ROOT_MIRROR, ROOTS_BOTH, tdpMmuUnmapRange, tdpMmuZapRoot } from './tdp_mmu';
-import { flushRemoteTlbs } from './tlb';
+import { flushRemoteTlbs, flushRemoteTlbsRange } from './tlb';
 import { EV_FLUSH_SHADOW_ALL, EV_RECLAIMED, EV_ZAP_ALL, trace } from './trace';
 import { unloadRoots } from './vcpu';
 import { vcpuAt } from './vcpus';
@@ -146,6 +147,7 @@ export function vmSetOption(option: u32, value: u32): i32 {
 /** Writes nx_huge_pages after boot: every root of the VM goes. Mirrors: set_nx_huge_pages() */
 export function vmWriteNxHugePages(value: u32): i32 {
   if (!reserve(64, 24)) return STATUS_CAPACITY;
+  if (ctl.nxHugePages == value) return 0;
   ctl.nxHugePages = value;
   zapAllFast();
   return 0;
@@ -225,8 +227,11 @@ export function vmZapGfnRange(startGfn: f64, endGfn: f64): i32 {
   if (start >= end) return -EINVAL;
   if (!reserve(64, 24)) return STATUS_CAPACITY;
   count(C_LOCK_SECTIONS, 1);
+  mmuInvalidateBegin();
+  mmuInvalidateRangeAdd(start, end);
   const flush = tdpMmuUnmapRange(ROOTS_BOTH, ALL_AS, start, end, true, true, false);
-  if (flush) flushRemoteTlbs();
+  if (flush) flushRemoteTlbsRange(start, end - start);
+  mmuInvalidateEnd();
   return 0;
 }
 
@@ -281,8 +286,12 @@ function tearDown(): void {
   }
   const freed = counter(C_TABLES_FREED);
   const mirrored = ctl.vmType == VM_TDX;
-  zapInvalidatedRoots(true);
+  // 6.16 frees exclusively; 6.12 walks the direct roots once more in shared mode. Mirror tables never go in shared mode.
+  zapInvalidatedRoots(ctl.profile != PROFILE_6_16);
   if (mirrored) count(C_PAGE_RECLAIM, counter(C_TABLES_FREED) - freed);
   ctl.flushOwed = 0;
+  // The notifier is gone with the slots: the host lives on alone.
+  ctl.slotCount0 = 0;
+  ctl.slotCount1 = 0;
   ctl.destroyed = 2;
 }

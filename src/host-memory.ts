@@ -1,6 +1,6 @@
 // The VMM process's address space. Each call does what Linux does, and fires the notifier as it does.
 
-import { GATE_OPERATION } from './engine/exports.ts';
+import { GATE_HOST } from './engine/exports.ts';
 import { check, halvesOf, integer, object, oneOf } from './errors.ts';
 import type { U64, Vm } from './vm.ts';
 
@@ -49,7 +49,7 @@ export class HostMemory {
     values: readonly number[],
     shown: Readonly<Record<string, unknown>>,
   ): number {
-    return this.#vm.operate(name, values, GATE_OPERATION, (status) => check(status, method, shown), method);
+    return this.#vm.operate(name, values, GATE_HOST, (status) => check(status, method, shown), method);
   }
 
   #range(args: HvaRange): number[] {

@@ -215,6 +215,7 @@ export const PAUSE_BUDGET = 1;
 export const GATE_OPERATION = 0;
 export const GATE_VCPU = 1;
 export const GATE_CLOSE = 2;
+export const GATE_HOST = 3;
 
 /** The options that vmSetOption() numbers (assembly/vm.ts). */
 export const OPTIONS = {
