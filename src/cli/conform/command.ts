@@ -41,14 +41,16 @@ export function runConform(paths: readonly string[], options: ConformOptions): n
   const note = (line: string) => process.stderr.write(`${line}\n`);
   const say = options.json ? note : print;
   const inputs = new HostInputs(options.hostInputs);
-  const minimised = new Set<string>();
+  // Only the first mismatch of a recording is worth a search: those after it may follow from it.
+  const firsts = new Map<string, Mismatch>();
   const onMismatch = (mismatch: Mismatch) => {
     if (!options.json) print(describeMismatch(mismatch));
     if (options.explain) say(explain(mismatch));
-    if (options.minimise) printMinimised(mismatch, minimised, options.hostInputs, say);
+    if (!firsts.has(mismatch.detail.file)) firsts.set(mismatch.detail.file, mismatch);
   };
   try {
     const result = conform(listRecordings(paths), inputs, { stopAtFirst: options.stopAtFirst, onMismatch });
+    if (options.minimise) for (const mismatch of firsts.values()) printMinimised(mismatch, options.hostInputs, say);
     say(describeInputs(inputs));
     print(options.json ? JSON.stringify(result) : describeTotals(result));
     return result.mismatches === 0 ? 0 : EXIT_MISMATCH;
@@ -59,16 +61,10 @@ export function runConform(paths: readonly string[], options: ConformOptions): n
   }
 }
 
-/** Only the first mismatch of a recording is worth a search: those after it may follow from it. */
-function printMinimised(
-  { detail, recording, operation }: Mismatch,
-  done: Set<string>,
-  allowInputs: boolean,
-  say: (line: string) => void,
-): void {
-  if (recording === undefined || operation === undefined || done.has(recording.file)) return;
-  done.add(recording.file);
+function printMinimised(mismatch: Mismatch, allowInputs: boolean, say: (line: string) => void): void {
+  const { detail, recording, operation } = mismatch;
+  if (recording === undefined || operation === undefined) return;
   const operations = minimise(recording, operation.i, detail, allowInputs);
-  say(`  ${operations.length} of ${operation.i + 1} operations still differ:`);
-  for (const kept of operations) say(`    ${describeOperation(kept)}`);
+  say(`${detail.file}:${detail.i}: ${operations.length} of ${operation.i + 1} operations still differ:`);
+  for (const kept of operations) say(`  ${describeOperation(kept)}`);
 }

@@ -6,7 +6,7 @@
 import { compareOperation, type Difference } from './compare.ts';
 import { HostInputs } from './host-inputs.ts';
 import type { RecordedOperation, Recording } from './reader.ts';
-import { Replay } from './replay.ts';
+import { type EngineOptions, Replay } from './replay.ts';
 
 /** Replays a search may take; it then returns the shortest list found. */
 const REPLAYS_MAX = 600;
@@ -17,8 +17,9 @@ function stillDiffers(
   operations: readonly RecordedOperation[],
   difference: Pick<Difference, 'field' | 'expected' | 'actual'>,
   allowInputs: boolean,
+  engine: EngineOptions,
 ): boolean {
-  const replay = new Replay({ ...recording, operations }, new HostInputs(allowInputs));
+  const replay = new Replay({ ...recording, operations }, new HostInputs(allowInputs), engine);
   try {
     const last = operations[operations.length - 1];
     for (const operation of operations) {
@@ -46,6 +47,7 @@ export function minimise(
   failing: number,
   difference: Pick<Difference, 'field' | 'expected' | 'actual'>,
   allowInputs: boolean,
+  engine: EngineOptions = {},
 ): readonly RecordedOperation[] {
   const last = recording.operations[failing];
   let kept = recording.operations.slice(0, failing);
@@ -56,7 +58,7 @@ export function minimise(
       const start = Math.max(0, end - size);
       const candidate = [...kept.slice(0, start), ...kept.slice(end)];
       replays++;
-      if (stillDiffers(recording, [...candidate, last], difference, allowInputs)) {
+      if (stillDiffers(recording, [...candidate, last], difference, allowInputs, engine)) {
         kept = candidate;
         shortened = true;
       }

@@ -96,6 +96,8 @@ export class Replay implements Performer {
   /** Whether `vm` stands for a recorded one; before, it only holds host memory. */
   private wasCreated = false;
   private vmOpen = false;
+  /** `vm` was destroyed: its fd and every guest_memfd are closed. */
+  private isGone = false;
   /** The guest executes data and never came to its halt. */
   private guestIsAstray = false;
   private statsBefore: Readonly<Record<string, number>> = {};
@@ -205,7 +207,12 @@ export class Replay implements Performer {
 
   /** Does something to host memory now, and again in every VM created later. */
   private onHost(change: HostOperation): Returned {
-    if (this.vm === undefined) this.vm = this.newVm(0);
+    // Before the first VM and after the last one, the process goes on with its memory: a VM without slots stands in.
+    if (this.vm === undefined || this.isGone) {
+      this.vm = this.newVm(0);
+      this.isGone = false;
+      this.slots = new Map();
+    }
     const { host } = this.vm;
     this.hostLog.push(change);
     return this.status(() => change(host));
@@ -238,6 +245,7 @@ export class Replay implements Performer {
       case 'create_vm':
         this.vm = this.newVm(args.type as number);
         this.vmOpen = true;
+        this.isGone = false;
         this.wasCreated = true;
         this.slots = new Map();
         this.statsBefore = this.vm.stats();
@@ -315,6 +323,7 @@ export class Replay implements Performer {
       case 'close_gmem': {
         const returned = this.onFile(operation, (file) => file.close());
         this.files.delete(args.gmem as number);
+        if (!this.vmOpen && this.files.size === 0) this.isGone = true;
         return returned;
       }
       case 'enter_smm':
@@ -359,7 +368,9 @@ export class Replay implements Performer {
       vm.trace();
     }
     this.vmOpen = false;
-    return this.status(() => vm.destroy());
+    const returned = this.status(() => vm.destroy());
+    this.isGone = this.files.size === 0;
+    return returned;
   }
 
   private setMemslot(operation: RecordedOperation): Returned {
