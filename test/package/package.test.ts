@@ -76,9 +76,8 @@ describe('the tarball', () => {
   test('names no package that it does not hold', () => {
     for (const file of installed.files.filter((name) => name.endsWith('.js'))) {
       const code = readFileSync(join(installed.folder, 'node_modules/eptsim', file), 'utf8');
-      const specifiers = [...code.matchAll(/^(?:import|export)\b[^'"\n]*['"]([^'"\n]+)['"]/gm)].map(
-        (match) => match[1]!,
-      );
+      const imports = /^\s*(?:import\s*|(?:import\b|export\b|\})[^'"\n]*\bfrom\s*)['"]([^'"\n]+)['"]/gm;
+      const specifiers = [...code.matchAll(imports)].map((match) => match[1]!);
       const outside = specifiers.filter((name) => !/^(\.|node:)/.test(name));
       expect(outside, file).toEqual([]);
     }
