@@ -34,9 +34,10 @@ import {
   unlinkSlot,
 } from './memslots';
 import { KVM_FILTER_PRIVATE, KVM_FILTER_SHARED, MAY_BLOCK, ONLY_PRIVATE, ONLY_SHARED, unmapGfnRange } from './mmu';
+import { faultIsBegun } from './page_fault';
 import { freeSubtree, reserve } from './page_table';
 import { PAUSE_SLOT_INVALID, pausePoint } from './pause';
-import { EEXIST, EINVAL, STATUS_CAPACITY } from './status';
+import { EBUSY, EEXIST, EINVAL, STATUS_CAPACITY } from './status';
 import { maxGfnExclusive, nextRoot, putRoot, ROOT_DIRECT, tdpMmuZapRoot } from './tdp_mmu';
 import { flushRemoteTlbs, REQ_FREE_OBSOLETE_ROOTS } from './tlb';
 import {
@@ -102,7 +103,7 @@ export function vmSetMemoryRegion(
   const exists = slot.used != 0;
   if (size == 0) {
     if (!exists) return -EINVAL;
-    return deleteSlot(slot);
+    return swapWouldWait() ? -EBUSY : deleteSlot(slot);
   }
   const baseGfn = gpa >> 12;
   let change = KVM_MR_CREATE;
@@ -114,6 +115,7 @@ export function vmSetMemoryRegion(
     else if (flags != slot.flags) change = KVM_MR_FLAGS_ONLY;
     else return 0;
   }
+  if (swapWouldWait()) return -EBUSY;
   if (change != KVM_MR_FLAGS_ONLY && slotOverlaps(asId, id, baseGfn, baseGfn + npages)) return -EEXIST;
   let file: i32 = 0;
   if (bound) {
@@ -125,6 +127,16 @@ export function vmSetMemoryRegion(
     return createSlot(asId, id, flags, baseGfn, npages, hva, <u32>file, gmemOffset >> 12);
   }
   return change == KVM_MR_MOVE ? moveSlot(slot, flags, baseGfn) : reflagSlot(slot, flags);
+}
+
+/**
+ * Whether the kernel would sleep before it changes the slots: until every notifier start has its end (R-INV-6), and
+ * until no fault is between its phases (SRCU).
+ */
+function swapWouldWait(): bool {
+  if (ctl.notifierActive != 0) return true;
+  for (let id: u32 = 0; id < ctl.faultHighWater; id++) if (faultIsBegun(id)) return true;
+  return false;
 }
 
 /** Whether no root can map all of [baseGfn, end). Mirrors: kvm_arch_prepare_memory_region() */

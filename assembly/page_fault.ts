@@ -104,6 +104,11 @@ import { FAULT_BYTES, FAULTS_BASE, FAULTS_MAX } from './layout';
 export function faultAt(index: u32): Fault {
   return changetype<Fault>(FAULTS_BASE + <usize>index * FAULT_BYTES);
 }
+/** Whether fault `index` is between its phases. */
+export function faultIsBegun(index: u32): bool {
+  return faultAt(index).stage != 0;
+}
+/** Space for a fault that is carried through at once: the last record of the table. */
 export function scratchFault(): Fault {
   const fault = faultAt(FAULTS_MAX - 1);
   memory.fill(changetype<usize>(fault), 0, FAULT_BYTES);

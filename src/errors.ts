@@ -94,6 +94,7 @@ const WHY: Readonly<Record<string, string>> = {
   ENOMEM: 'out of memory',
   EOPNOTSUPP: 'not supported by this file or kernel',
   EHWPOISON: 'the page is poisoned',
+  EBUSY: 'the kernel would sleep until open notifier events have ended and begun faults are finished',
   EFBIG: 'beyond the largest file',
 };
 
