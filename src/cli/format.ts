@@ -4,7 +4,7 @@
 
 import Table from 'cli-table3';
 import pc from 'picocolors';
-import type { ScenarioResult, StepResult } from '../index.ts';
+import type { Losses, ScenarioResult, StepResult } from '../index.ts';
 
 export interface TableOptions {
   /** Columns of the terminal. */
@@ -33,9 +33,9 @@ const counter = (label: string, name: string): Row => ({
   always: true,
 });
 
-const loss = (label: string, name: string): Row => ({
+const loss = (label: string, name: keyof Losses): Row => ({
   label,
-  value: ({ losses }) => losses[name] ?? 0,
+  value: ({ losses }) => losses[name],
   always: true,
   bad: true,
 });

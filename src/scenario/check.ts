@@ -6,10 +6,10 @@
 import { HOST_KINDS } from '../host-memory.ts';
 import type { ScenarioPath } from '../scenario.ts';
 import { FILTER_FORMS, KERNELS, VM_TYPES } from '../vm.ts';
-import { CONSTANTS, describe, FUNCTION_NAMES } from './expression.ts';
+import { CONSTANTS, describe } from './expression.ts';
 import { type Field, fieldFault, flag, number, optional, u64, word } from './fields.ts';
 import { METHODS, methodNamed } from './methods.ts';
-import { didYouMean } from './nearest.ts';
+import { didYouMean, nearestNames } from './nearest.ts';
 
 /** One thing wrong with a scenario. */
 export interface ScenarioFault {
@@ -56,7 +56,7 @@ export const VARIANT_NAMES = ['type', 'variant', 'kernel', 'filterForm'];
 export const LIMITS = { steps: 10_000, depth: 8, variants: 64, parameters: 256, faults: 20 } as const;
 
 const NAME = /^[A-Za-z_]\w*$/;
-const RESERVED = new Set([...VARIANT_NAMES, ...FUNCTION_NAMES, ...Object.keys(CONSTANTS), 'true', 'false']);
+const RESERVED = new Set([...VARIANT_NAMES, ...Object.keys(CONSTANTS), 'true', 'false']);
 export const COMPARISON = /^\s*(==|!=|<=|>=|<|>)\s*(.+)$/s;
 
 /**
@@ -251,7 +251,11 @@ class Checker {
       const written = mapping[key];
       const at = [...path, key];
       if (written === undefined) {
-        if (!field.optional) this.#fault(path, `${what} needs the field '${key}'`);
+        // A misspelt name is one mistake, not two.
+        const isMisspelt = Object.keys(mapping).some(
+          (other) => !Object.hasOwn(fields, other) && nearestNames(other, Object.keys(fields)).includes(key),
+        );
+        if (!field.optional && !isMisspelt) this.#fault(path, `${what} needs the field '${key}'`);
       } else if (field.kind === 'record') this.#fields(written, field.fields!, at, key, names);
       else if (field.kind === 'guestMemfd') this.#reference(written, at, 'guest_memfd', names.guestMemfds);
       else if (field.kind === 'fault') this.#reference(written, at, 'fault', names.faults);

@@ -1,14 +1,13 @@
 // Runs a scenario: for each variant a new VM, its memory, then the steps, with the counters each step moved.
 //
 // A counter of a step is what vm.stats() says after it less what it said before, so the counts that name a present state
-// (pages_4k, tables) can be negative. Of the losses, privatePagesLost counts the step's own; pagesToAccept and
-// staleSharedLeaves say how many there are at its end.
+// (pages_4k, tables) can be negative. Losses are the step's own too, but for staleSharedLeaves: how many there are at its end.
 // A scenario holds no time: the caller takes it, between the calls of onStep.
 
 import { KvmError } from '../errors.ts';
 import type { GuestMemfd } from '../guest-memfd.ts';
 import type { MemorySection, Parameter, Quantity, Scenario, ScenarioPath, ScenarioStep, Variant } from '../scenario.ts';
-import { type CreateVmOptions, createVm, type Vm } from '../vm.ts';
+import { type CreateVmOptions, createVm, type Losses, type Vm } from '../vm.ts';
 import { scenarios } from './built-in.ts';
 import { COMPARISON, checkScenario, MEMORY_FIELDS, type ScenarioFault, VARIANT_NAMES, VM_FIELDS } from './check.ts';
 import { describe, ExpressionError, isQuantity, type Scope, type Value } from './expression.ts';
@@ -33,7 +32,8 @@ export interface StepResult {
   name: string;
   /** The change of each counter of vm.stats(). */
   counters: Record<string, number>;
-  losses: Record<string, number>;
+  /** The step's own; staleSharedLeaves says how many there are when it ends. */
+  losses: Losses;
 }
 
 export interface VariantResult extends StepResult {
@@ -201,12 +201,27 @@ class Run {
   }
 
   #parameter(name: string, declared: Parameter, written: unknown, path: ScenarioPath, scope: Scope): Value {
-    const refuse = (reason: string): ScenarioError =>
-      this.#error(path, `parameter ${name}: ${describe(written)} ${reason}${limitsText(declared)}`);
     if (declared.oneOf !== undefined) {
       if (typeof written === 'string' && declared.oneOf.includes(written)) return written;
       throw this.#error(path, `parameter ${name}: ${describe(written)} is none of ${declared.oneOf.join(', ')}`);
     }
+    const limits = (['min', 'max', 'multipleOf'] as const).map((key) => {
+      const limit = declared[key];
+      if (limit === undefined) return undefined;
+      const place = ['parameters', name, key];
+      const found = this.#at(place, () => plainValue(limit, scope, this.#expressions));
+      if (!isQuantity(found)) throw this.#error(place, `${key}: needs a number, not ${describe(found)}`);
+      return found;
+    });
+    const [min, max, multipleOf] = limits;
+    const rules = ['at least', 'at most', 'a multiple of'].flatMap((rule, index) => {
+      const limit = limits[index];
+      return limit === undefined ? [] : [`${rule} ${quantityText(limit)}`];
+    });
+    const refuse = (reason: string): ScenarioError => {
+      const rest = rules.length > 0 ? `; it must be ${rules.join(', ')}` : '';
+      return this.#error(path, `parameter ${name}: ${describe(written)} ${reason}${rest}`);
+    };
     let value: Value;
     try {
       value = plainValue(written, scope, this.#expressions);
@@ -214,16 +229,7 @@ class Run {
       if (error instanceof ExpressionError) throw refuse(`is no quantity: ${error.message}`);
       throw error;
     }
-    const limit = (key: 'min' | 'max' | 'multipleOf'): number | bigint | undefined => {
-      const limitWritten = declared[key];
-      if (limitWritten === undefined) return undefined;
-      const place = ['parameters', name, key];
-      const found = this.#at(place, () => plainValue(limitWritten, scope, this.#expressions));
-      if (!isQuantity(found)) throw this.#error(place, `${key}: needs a number, not ${describe(found)}`);
-      return found;
-    };
-    const [min, max, multipleOf] = [limit('min'), limit('max'), limit('multipleOf')];
-    if (min === undefined && max === undefined && multipleOf === undefined) return value;
+    if (rules.length === 0) return value;
     if (!isQuantity(value)) throw refuse('is no number');
     if (min !== undefined && value < min) throw refuse('is too small');
     if (max !== undefined && value > max) throw refuse('is too large');
@@ -578,20 +584,20 @@ const GUEST_MEMFD = 4;
 
 interface Reading {
   counters: Record<string, number>;
-  losses: Record<string, number>;
+  losses: Losses;
 }
 
 function read(vm: Vm): Reading {
-  return { counters: { ...vm.stats() }, losses: { ...vm.losses() } };
+  return { counters: { ...vm.stats() }, losses: vm.losses() };
 }
 
 function difference(before: Record<string, number>, after: Record<string, number>): Record<string, number> {
   return Object.fromEntries(Object.entries(after).map(([name, value]) => [name, value - (before[name] ?? 0)]));
 }
 
-function lossesOf(before: Reading, after: Reading): Record<string, number> {
-  const { privatePagesLost } = after.losses;
-  return { ...after.losses, privatePagesLost: privatePagesLost - before.losses.privatePagesLost };
+function lossesOf(before: Reading, after: Reading): Losses {
+  const lost = difference({ ...before.losses }, { ...after.losses });
+  return { ...(lost as unknown as Losses), staleSharedLeaves: after.losses.staleSharedLeaves };
 }
 
 /** Lets go of what the scenario left alive: fds are numbered process-wide. */
@@ -643,15 +649,6 @@ function holds(actual: number, operator: string, expected: number | bigint): boo
     default:
       return Number(expected) === actual;
   }
-}
-
-function limitsText({ min, max, multipleOf }: Parameter): string {
-  const limits = [
-    min !== undefined && `at least ${min}`,
-    max !== undefined && `at most ${max}`,
-    multipleOf !== undefined && `a multiple of ${multipleOf}`,
-  ].filter((limit) => limit !== false);
-  return limits.length > 0 ? `; it must be ${limits.join(', ')}` : '';
 }
 
 function quantityText(value: Value): string {

@@ -2,7 +2,7 @@ import { describe, expect, test } from 'vitest';
 import { formatDuration, formatQuantity, formatResult, wrap } from '../../src/cli/format.ts';
 import type { ScenarioResult, StepResult } from '../../src/index.ts';
 
-const losses = { privatePagesLost: 0, pagesToAccept: 0, staleSharedLeaves: 0 };
+const losses = { privatePagesLost: 0, pagesToAccept: 0, gfnsZappedOutside: 0, staleSharedLeaves: 0 };
 
 function result(names: string[]): ScenarioResult {
   const step = (name: string, zapped: number, lost: number): StepResult => ({
