@@ -45,6 +45,7 @@ import {
   vmaAt,
 } from './host_vma';
 import { VMA_BYTES } from './layout';
+import { BY_HVA, endHvaOf, slotAtPlace, slotCount } from './memslots';
 import {
   hostBackingGone,
   mmuNotifierAge,
@@ -209,8 +210,8 @@ function setPteAt(hva: u64, flags: u32): void {
 }
 
 /**
- * Unmaps keys [start, end); pte tables stay. `keepHuge`: huge folios of a file stay in its page cache.
- * Requires: no huge page is covered in part.
+ * Unmaps keys [start, end); pte tables stay. `keepHuge`: huge folios of a file stay in its page cache, as those do in any
+ * case that are covered in part. Requires: no huge mapping is covered in part.
  * Mirrors: unmap_page_range(), mm/memory.c
  */
 function unmap(entryPtr: usize, level: i32, start: u64, end: u64, keepHuge: bool): void {
@@ -224,6 +225,7 @@ function unmap(entryPtr: usize, level: i32, start: u64, end: u64, keepHuge: bool
     if ((flagsOf(entryPtr) & PAGE_PRESENT) == 0) return;
     const whole = (start & (pagesOf(level) - 1)) == 0 && end - start == pagesOf(level);
     if (tag == LEAF || whole) {
+      if (!whole && (flagsOf(entryPtr) & PAGE_UNMAPPED) != 0) return;
       assert(whole, 'a huge page is split before a part of it is unmapped');
       const leafLevel = tag == LEAF ? level : leafLevelOf(entryPtr);
       const flags = keepHuge && leafLevel == 2 ? PAGE_PRESENT | PAGE_UNMAPPED : 0;
@@ -350,19 +352,40 @@ function mixedLeafTables(entryPtr: usize, level: i32, start: u64, end: u64): u32
   return mixed;
 }
 
+/** Memslots that meet [start, end), counted to 4: how often an event can change KVM's tables, in practice. */
+function slotsMet(start: u64, end: u64): u32 {
+  let met: u32 = 0;
+  for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
+    for (let place: u32 = 0; place < slotCount(asId) && met < 4; place++) {
+      const slot = slotAtPlace(asId, BY_HVA, place);
+      if (slot.hva >= end) break;
+      if (endHvaOf(slot) > start) met++;
+    }
+  }
+  return met;
+}
+
 /**
- * Reserves what any operation on [start, end) can need: a cut at either end and at the bounds of each area between, one
- * more place that moves along, and growth of every table that is mixed already.
+ * Reserves for an operation on [start, end) beside `uppers` and `leafs`: in the host's page table a cut at either end
+ * and at the bounds of each area between, one more place that moves along, and growth of every table that is mixed
+ * already; in KVM's the cuts that the events at these places make, in each slot.
  */
-function reserveRange(start: u64, end: u64): bool {
-  let uppers = uppersToCutAt(start >> 12) + uppersToCutAt((end + PAGE - 1) >> 12) + 8;
-  let leafs: u32 = 6;
+function reserveRangeAnd(start: u64, end: u64, uppers: u32, leafs: u32): bool {
+  uppers += uppersToCutAt(start >> 12) + uppersToCutAt((end + PAGE - 1) >> 12) + 8;
+  leafs += 6;
+  let cuts: u32 = 8;
   for (let index = findVma(start); index < ctl.vmaCount && vmaAt(index).start < end; index++) {
     const vma = vmaAt(index);
     uppers += uppersToCutAt(vma.start >> 12) + uppersToCutAt(vma.end >> 12);
     leafs += 2;
+    cuts += 4;
   }
-  return reserve(uppers, leafs + mixedLeafTables(HOST_TREE, HOST_LEVEL, start >> 12, (end + PAGE - 1) >> 12));
+  const mixed = mixedLeafTables(HOST_TREE, HOST_LEVEL, start >> 12, (end + PAGE - 1) >> 12);
+  const slots = slotsMet(start, end);
+  return reserve(uppers + 4 * cuts * slots, leafs + mixed + (cuts + mixed) * slots);
+}
+function reserveRange(start: u64, end: u64): bool {
+  return reserveRangeAnd(start, end, 0, 0);
 }
 
 // --- Splits and area changes -----------------------------------------------------------------------------------------
@@ -573,15 +596,10 @@ function faultPage(index: u32, page: u64, limitPages: u64, write: bool): void {
   else faultAbsent(index, page, last, write);
 }
 
-/** Whether a fault at `page` would change nothing. */
-function isQuietFault(page: u64, write: bool): bool {
-  treeAt(HOST_TREE, HOST_LEVEL, page);
-  return isMapped(atFlags) && (!write || (atFlags & (PAGE_WRITABLE | PAGE_LAZYFREE)) == PAGE_WRITABLE);
-}
-
 /**
  * Faults in one page for KVM; a uniform area follows at once, up to `limitPages`. Results: hostLevel, hostWritable,
  * hostRunPages, hostNotifiedSlot.
+ * Requires: reserve(12, 3).
  * Returns: -EFAULT without an area that allows the access.
  * Mirrors: hva_to_pfn(), virt/kvm/kvm_main.c; check_vma_flags(), mm/gup.c; handle_mm_fault(), mm/memory.c
  */
@@ -590,9 +608,7 @@ export function hostFault(hva: u64, write: bool, limitPages: u64): i32 {
   const index = lookupVma(hva);
   if (index == ctl.vmaCount) return -EFAULT;
   if ((vmaAt(index).prot & (write ? PROT_WRITE : PROT_READ)) == 0) return -EFAULT;
-  const page = hva >> 12;
-  if (!isQuietFault(page, write) && !reserve(12, 3)) return STATUS_CAPACITY;
-  faultPage(index, page, limitPages, write);
+  faultPage(index, hva >> 12, limitPages, write);
   return 0;
 }
 
@@ -622,8 +638,7 @@ export function hostAccess(start: u64, lengthBytes: u64, write: bool, stepBytes:
     // Scattered: a table of ptes for each touch, and the uppers to reach it.
     const leafs = min(lengthBytes / stepBytes, lengthBytes >> 21) + 8;
     const uppers = (lengthBytes >> 30) + (lengthBytes >> 39) + (lengthBytes >> 48) + 16;
-    const mixed = mixedLeafTables(HOST_TREE, HOST_LEVEL, start >> 12, (end + PAGE - 1) >> 12);
-    if (leafs > 0x7fffffff || !reserve(<u32>uppers, <u32>leafs + mixed)) return STATUS_CAPACITY;
+    if (leafs > 1 << 28 || !reserveRangeAnd(start, end, <u32>uppers, <u32>leafs)) return STATUS_CAPACITY;
   }
   const lastPage = (start + ((lengthBytes - 1) / stepBytes) * stepBytes) >> 12;
   let at = start;
@@ -863,11 +878,11 @@ export function hostMremap(oldStart: u64, lengthBytes: u64, newStart: u64): i32 
     uppers += <u32>(length >> 30);
     leafs += <u32>(length >> 30);
   }
-  for (let at = findVma(newStart); at < ctl.vmaCount && vmaAt(at).start < newEnd; at++) {
-    uppers += 8;
-    leafs += 2;
-  }
-  if (!reserve(uppers, leafs)) return STATUS_CAPACITY;
+  // The old range is one area's: its events cut KVM's tables as often as one more area at the new place would.
+  const oldSlots = slotsMet(oldStart, oldEnd);
+  uppers += 48 * oldSlots;
+  leafs += (12 + leafs) * oldSlots;
+  if (!reserveRangeAnd(newStart, newEnd, uppers, leafs)) return STATUS_CAPACITY;
   const status = unmapAreas(newStart, newEnd);
   if (status != 0) return status;
   index = lookupVma(oldStart);
@@ -1186,12 +1201,18 @@ function advise(index: u32, start: u64, end: u64, advice: u32, outcome: u32): i3
 // --- Other actors on the host ----------------------------------------------------------------------------------------
 
 /**
- * Marks pages idle, which ages them. Returns how many of the `pages` are mapped.
+ * Marks pages idle, which ages them. Returns how many of the `pages` are mapped, or STATUS_CAPACITY.
  * Mirrors: page_idle_bitmap_write(), page_idle_clear_pte_refs(), mm/page_idle.c
  */
-export function hostPageIdleSet(start: u64, pages: u64): u64 {
+export function hostPageIdleSet(start: u64, pages: u64): i64 {
   const end = (start >> 12) + pages;
-  let mapped: u64 = 0;
+  if (start > TASK_SIZE || pages > TASK_SIZE >> 12) return 0;
+  // Each table of leaves may come to differ in A.
+  const slots = <u64>slotsMet(start, end << 12);
+  if (!reserve(<u32>min((pages >> 18) * slots + 64, 1 << 28), <u32>min((pages >> 9) * slots + 24, 1 << 28))) {
+    return STATUS_CAPACITY;
+  }
+  let mapped: i64 = 0;
   let page = start >> 12;
   while (page < end) {
     treeAt(HOST_TREE, HOST_LEVEL, page);
@@ -1209,7 +1230,7 @@ export function hostPageIdleSet(start: u64, pages: u64): u64 {
       // Only the head of a huge page counts, its tails do nothing.
       if (onList && (page & (PMD_PAGES - 1)) == 0) mmuNotifierAge(hva, hva + PMD);
       const next = onList ? min(down(page, PMD_PAGES) + PMD_PAGES, end) : runEnd;
-      mapped += next - page;
+      mapped += <i64>(next - page);
       page = next;
       continue;
     }
@@ -1234,6 +1255,7 @@ function ageFolio(base: u64): void {
  */
 export function hostMigrate(start: u64, end: u64): i32 {
   if ((start & (PAGE - 1)) != 0 || end < start || end > TASK_SIZE) return -EINVAL;
+  if (!reserveRange(start, end)) return STATUS_CAPACITY;
   let at = start;
   while (at < end) {
     readAt(at);
@@ -1301,6 +1323,7 @@ export function hostKsmMerge(start: u64, end: u64): i32 {
 export function hostClearRefs(kind: u32): i32 {
   if (kind == 1) return 0;
   if (kind != 4) return -EINVAL;
+  if (!reserve(64, 24)) return STATUS_CAPACITY;
   startEvent(0, ~(<u64>0));
   endEvent(0, ~(<u64>0));
   return 0;
@@ -1314,7 +1337,7 @@ export function hostChangePte(hva: u64, writable: bool): i32 {
   const page = down(hva, PAGE);
   const index = lookupVma(page);
   if (index == ctl.vmaCount) return -EFAULT;
-  if (!reserve(12, 3)) return STATUS_CAPACITY;
+  if (!reserve(64, 24)) return STATUS_CAPACITY;
   readAt(page);
   if (isMapped(atFlags) && atLevel == 1) {
     const own = PAGE_PRESENT | PAGE_OWN | (writable ? PAGE_WRITABLE : 0);
