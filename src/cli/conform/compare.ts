@@ -94,6 +94,10 @@ export interface Difference {
   readonly actual: string;
   /** Where in guest memory to look, if the difference has a place. */
   readonly place?: { readonly asId: number; readonly gfn: number };
+  /** Host addresses that a differing notifier event names. */
+  readonly hvas?: readonly bigint[];
+  /** How many changes or events agree before it. */
+  readonly agreed?: number;
 }
 
 /** A field of an event: the property that holds it in a trace, or none if it is not compared, and how it is written. */
@@ -338,6 +342,7 @@ function compareChanges(expected: Runs, actual: Runs, oldMask: number, prefix: s
       place: hasExpected
         ? { asId: expected.asId, gfn: expected.gfn + expectedOffset * expected.gfnStep }
         : { asId: actual.asId, gfn: actual.gfn + actualOffset * actual.gfnStep },
+      agreed: at,
     });
     if (!hasExpected || !hasActual) return difference('');
     if (!expected.keepsFrame) return difference('.pfn');
@@ -444,7 +449,11 @@ function compareEvents(
       else if (want.fields.length !== names.length) what = `.${want.name}`;
     }
     if (what !== undefined) {
-      return { field: `events[${at}]${what}`, expected: describeEvent(want), actual: describeEvent(got) };
+      const hvas = [want, got].flatMap((event) =>
+        event !== undefined && HVA_EVENTS.has(event.name) ? [BigInt(event.fields[0])] : [],
+      );
+      const field = `events[${at}]${what}`;
+      return { field, expected: describeEvent(want), actual: describeEvent(got), hvas, agreed: at };
     }
   }
 }

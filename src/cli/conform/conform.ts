@@ -2,8 +2,9 @@
 
 import type { Difference } from './compare.ts';
 import { HostInputs } from './host-inputs.ts';
-import { readFile, type VectorFile } from './reader.ts';
-import { type EngineOptions, Replay } from './replay.ts';
+import { inferFailedHugePages } from './infer.ts';
+import { type Recording, readFile, type VectorFile } from './reader.ts';
+import { type EngineOptions, type FailedHugePages, Replay } from './replay.ts';
 import { type ConformResult, emptyResult, type RunOptions, runRecording } from './run.ts';
 import { VectorCheck } from './vectors.ts';
 
@@ -42,6 +43,32 @@ function runVectors(file: VectorFile, inputs: HostInputs, result: ConformResult,
   return true;
 }
 
+/** Replays a recording; one that differs is first tried with huge pages that the host may not have had. */
+function runOne(recording: Recording, inputs: HostInputs, result: ConformResult, options: ConformRunOptions): boolean {
+  const replayInto = (into: ConformResult, own: HostInputs, failures: FailedHugePages, how: RunOptions) => {
+    const replay = new Replay(recording, own, options.engine, failures);
+    try {
+      return runRecording(recording, replay, into, how);
+    } finally {
+      replay.close();
+    }
+  };
+  let failures: FailedHugePages = new Map();
+  if (inputs.allowed) {
+    const trial = emptyResult();
+    const own = new HostInputs(true);
+    replayInto(trial, own, failures, { stopAtFirst: true });
+    if (trial.mismatches === 0) {
+      inputs.add(own);
+      result.operations += trial.operations;
+      result.changes += trial.changes;
+      return true;
+    }
+    failures = inferFailedHugePages(recording, options.engine ?? {});
+  }
+  return replayInto(result, inputs, failures, options);
+}
+
 /**
  * Replays the files in order.
  * @throws {InputError} if one of them is no recording and no file of vectors
@@ -56,12 +83,7 @@ export function conform(files: readonly string[], inputs: HostInputs, options: C
     if ('vectors' in input) {
       goesOn = runVectors(input, own, result, options);
     } else {
-      const replay = new Replay(input, own, options.engine);
-      try {
-        goesOn = runRecording(input, replay, result, options);
-      } finally {
-        replay.close();
-      }
+      goesOn = runOne(input, own, result, options);
     }
     inputs.add(own);
     if (!goesOn) break;

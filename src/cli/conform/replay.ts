@@ -35,11 +35,15 @@ const FOREIGN_FDS: readonly (readonly [fd: number, kind: 'other' | 'guest_memfd'
 
 /** Slots may take this much beyond what the recording's own need at once. */
 const MEMORY_MARGIN = 1n << 30n;
-/** Records of 16 bytes; an operation whose events do not fit is a fault, never a shorter list. */
-const TRACE_RECORDS = 1 << 20;
+/** Records of 16 bytes of the trace; an operation whose events do not fit is a fault, never a shorter list. */
+const TRACE_RECORDS_LEAST = 1 << 16;
+const TRACE_RECORDS_MOST = 1 << 23;
 
 /** Which build of the engine runs; the recordings decide everything else. */
 export type EngineOptions = Pick<CreateVmOptions, 'debug' | 'wasm'>;
+
+/** Populations that found no huge page: for an operation, the 2M host regions that were to get one. */
+export type FailedHugePages = ReadonlyMap<number, readonly bigint[]>;
 
 type HostOperation = (host: Vm['host']) => void;
 
@@ -84,7 +88,9 @@ export class Replay implements Performer {
   private readonly recording: Recording;
   private readonly inputs: HostInputs;
   private readonly engine: EngineOptions;
+  private readonly failures: FailedHugePages;
   private readonly memory: bigint;
+  private readonly traceRecords: number;
   private readonly parameters: { nx_huge_pages: boolean; eager_page_split: boolean };
   /** What was done to host memory so far, for a VM that is created later in the same process. */
   private readonly hostLog: HostOperation[] = [];
@@ -102,11 +108,18 @@ export class Replay implements Performer {
   private guestIsAstray = false;
   private statsBefore: Readonly<Record<string, number>> = {};
 
-  constructor(recording: Recording, inputs: HostInputs, engine: EngineOptions = {}) {
+  constructor(
+    recording: Recording,
+    inputs: HostInputs,
+    engine: EngineOptions = {},
+    failures: FailedHugePages = new Map(),
+  ) {
     this.recording = recording;
     this.inputs = inputs;
     this.engine = engine;
+    this.failures = failures;
     this.memory = memoryNeeded(recording);
+    this.traceRecords = traceRecordsNeeded(recording);
     this.parameters = { nx_huge_pages: recording.nxHugePages, eager_page_split: recording.eagerPageSplit };
     const created = new Set(recording.operations.map((one) => (one.op === 'create_guest_memfd' ? one.ret : -1)));
     for (const [fd, kind] of FOREIGN_FDS) {
@@ -139,6 +152,23 @@ export class Replay implements Performer {
     return false;
   }
 
+  /** The host addresses that back a gfn now. */
+  hvasOf(asId: number, gfn: number): bigint[] {
+    const gpa = BigInt(gfn) * PAGE;
+    return [...this.slots].flatMap(([slot, { gpa: base, hva, end }]) =>
+      slot >>> 16 === asId && gpa >= base && gpa < base + (end - hva) ? [hva + (gpa - base)] : [],
+    );
+  }
+
+  /** Whether any of [gpa, gpa + size) is backed by the 2M host region at `region` now. */
+  gpaMeetsRegion(gpa: bigint, size: bigint, region: bigint): boolean {
+    for (const { gpa: base, hva, end } of this.slots.values()) {
+      const start = hva + (gpa - base);
+      if (start < end && start + size > hva && start < region + REGION_2M && start + size > region) return true;
+    }
+    return false;
+  }
+
   /** Performs one operation and returns what it gave. */
   perform(operation: RecordedOperation): Outcome {
     const wasOpen = this.vmOpen;
@@ -147,15 +177,20 @@ export class Replay implements Performer {
         if (this.inputs.take('yield')) this.vm.yieldAt(gfn);
       }
     }
+    for (const hva of this.failures.get(operation.i) ?? []) {
+      if (this.inputs.take('inferred')) this.onHost((host) => host.failHugePage({ hva, length: REGION_2M }));
+    }
     const returned = this.dispatch(operation);
     const vm = this.vm;
     const stillOpen = this.vmOpen;
     // KVM's counters of vCPU 0 are read before the second vCPU goes on: the recordings hold only those of the first.
     const vcpuStats = wasOpen && stillOpen && vm !== undefined ? vm.stats() : undefined;
     if (this.secondVcpuRuns) this.spin();
+    let tables: number | undefined;
     let stats: Record<string, number> | undefined;
     if (vcpuStats !== undefined && vm !== undefined) {
       const vmStats = this.secondVcpuRuns ? vm.stats() : vcpuStats;
+      tables = vmStats.tables;
       stats = {};
       for (const name of COMPARED_STATS) {
         const [file, counter] = name.split('.');
@@ -178,7 +213,7 @@ export class Replay implements Performer {
       trace,
       stats,
       leafs: () => (vm === undefined ? [] : tracedLeafs(vm)),
-      tables: () => vm?.stats().tables ?? 0,
+      tables: () => tables ?? vm?.stats().tables ?? 0,
     };
   }
 
@@ -229,7 +264,7 @@ export class Replay implements Performer {
       nxHugePages: this.parameters.nx_huge_pages,
       eagerPageSplit: this.parameters.eager_page_split,
       mmioCaching: this.recording.mmioCaching,
-      traceRecords: TRACE_RECORDS,
+      traceRecords: this.traceRecords,
     });
     vm.host.mmap({ kind: 'anon4k', hva: CODE_HVA, length: PAGE, prot: 7 });
     vm.host.access({ hva: CODE_HVA, length: PAGE, write: true });
@@ -404,7 +439,10 @@ export class Replay implements Performer {
     const hva = hex(args.hva);
     const length = args.len as number;
     const advice = args.advice as Parameters<Vm['host']['madvise']>[0]['advice'];
-    if (advice === 'COLLAPSE' && this.isShared(hva) && this.inputs.take('collapse-result')) {
+    // Without a whole 2M in its range it fails whatever the memory is.
+    const first = ((hva + REGION_2M - 1n) / REGION_2M) * REGION_2M;
+    const holdsRegion = first + REGION_2M <= hva + BigInt(length);
+    if (advice === 'COLLAPSE' && holdsRegion && this.isShared(hva) && this.inputs.take('collapse-result')) {
       const succeeds = operation.ret === 0;
       return this.onHost((host) => host.madvise({ hva, length, advice, succeeds }));
     }
@@ -582,6 +620,19 @@ function memoryNeeded(recording: Recording): bigint {
     if (now > most) most = now;
   }
   return most + MEMORY_MARGIN;
+}
+
+/** Records for the longest operation, twice over: an event takes two. */
+function traceRecordsNeeded(recording: Recording): number {
+  let most = 0;
+  for (const { changeCount, events } of recording.operations) {
+    let records = changeCount;
+    for (const event of events) {
+      records += 2 * (event[1] === 'rep' ? (event[2] as number) * (event[3] as unknown[]).length : 1);
+    }
+    most = Math.max(most, records);
+  }
+  return Math.min(Math.max(2 * most, TRACE_RECORDS_LEAST), TRACE_RECORDS_MOST);
 }
 
 /** Reading the page_idle bitmap counts the pages that no age call found young. */
