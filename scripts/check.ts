@@ -12,6 +12,7 @@ const steps: { name: string; command: string[] }[] = [
   { name: 'types', command: ['node_modules/typescript/bin/tsc', '-p', '.'] },
   { name: 'types of assembly', command: ['node_modules/typescript/bin/tsc', '-p', 'assembly'] },
   { name: 'kernel map is current', command: ['scripts/run.mjs', 'kernel-map', '--check'] },
+  { name: 'memory map is current', command: ['scripts/run.mjs', 'memory-map', '--check'] },
   { name: 'facts: links, dead files, imports', command: ['scripts/run.mjs', 'facts'] },
 ];
 if (!process.argv.includes('--no-tests')) {
