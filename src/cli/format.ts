@@ -7,6 +7,10 @@ import pc from 'picocolors';
 import type { Losses, ScenarioResult, StepResult } from '../index.ts';
 
 export interface TableOptions {
+  /** The place of the measured step among the steps of each variant; undefined if all are. */
+  measured?: number;
+  /** The place of the step that ends the guest: what it loses from there on is nobody's loss. */
+  last?: number;
   /** Columns of the terminal. */
   width: number;
   color: boolean;
@@ -57,6 +61,7 @@ const ROWS: Row[] = [
 ];
 
 const LEGEND: [string, string][] = [
+  ['leaves zapped', 'page-table entries that mapped a page (4K, 2M or 1G) and were emptied, by tree.'],
   ['direct', "the page tables the CPU walks: a TD's shared mappings, all mappings of any other VM."],
   ['mirror', "KVM's copy of a TD's Secure EPT, which holds its private mappings; only TDs have one."],
   ['gfns outside the request', '4K pages a huge leaf took along although the range did not ask for them.'],
@@ -68,11 +73,9 @@ const LEGEND: [string, string][] = [
 
 const number = new Intl.NumberFormat('en-US');
 
-/**
- * The whole answer of `eptsim run` for a person.
- * @param measured the place of the measured step among the steps of each variant; undefined if all are
- */
-export function formatResult(result: ScenarioResult, measured: number | undefined, options: TableOptions): string {
+/** The whole answer of `eptsim run` for a person. */
+export function formatResult(result: ScenarioResult, options: TableOptions): string {
+  const { measured, last } = options;
   const colors = pc.createColors(options.color);
   const parameters = Object.entries(result.parameters).map(([name, value]) => `${name} ${formatQuantity(value)}`);
   const blocks: string[] = [];
@@ -84,7 +87,8 @@ export function formatResult(result: ScenarioResult, measured: number | undefine
   blocks.push(...tables(measured === undefined ? 'all steps' : steps[measured].name, main, ROWS, options));
   for (const [after, { name }] of measured === undefined ? [] : [...steps.entries()].slice(measured + 1)) {
     const columns = result.variants.map((variant) => ({ ...variant.steps[after], name: variant.name }));
-    const rows = ROWS.map((row) => ({ ...row, always: false }));
+    const kept = last !== undefined && after >= last ? ROWS.filter(({ bad }) => !bad) : ROWS;
+    const rows = kept.map((row) => ({ ...row, always: false }));
     blocks.push(...tables(`then: ${name}`, columns, rows, options));
   }
   blocks.push(legend(options));

@@ -9,12 +9,11 @@ import { ExpectationError, registerRun } from './run.ts';
 import { InputError } from './scenario-file.ts';
 
 // A reader that has seen enough, such as head, is no error.
-for (const stream of [process.stdout, process.stderr]) {
-  stream.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EPIPE') throw error;
-    process.exit(process.exitCode ?? 0);
-  });
-}
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') process.stderr.write(`eptsim: can't write the output: ${error.message}\n`);
+  process.exit(error.code === 'EPIPE' ? (process.exitCode ?? 0) : 2);
+});
+process.stderr.on('error', () => {});
 
 const program = new Command('eptsim')
   .description("A simulator of KVM's guest memory: what a range operation zaps, flushes and loses.")

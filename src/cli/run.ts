@@ -8,6 +8,7 @@ import {
   type Scenario,
   ScenarioError,
   type ScenarioResult,
+  type ScenarioStep,
   scenarioNamed,
   scenarios,
 } from '../index.ts';
@@ -24,7 +25,7 @@ export function registerRun(program: Command): void {
     .command('run')
     .description('run a scenario: one that comes with eptsim, by its name, or one in a YAML or JSON file')
     .argument('<file|name>', "the scenario; '-' reads a file from standard input")
-    .option('-s, --set <name=value>', 'change a parameter of the scenario; can be given again', collect, [])
+    .option('-s, --set <name=value>', 'change a parameter of the scenario; can be given again', collect)
     .option('--json', 'print one JSON object instead of tables')
     .addHelpText(
       'after',
@@ -39,12 +40,12 @@ Examples:
     .action(run);
 }
 
-function collect(value: string, previous: string[]): string[] {
+function collect(value: string, previous: string[] = []): string[] {
   return [...previous, value];
 }
 
-async function run(name: string, options: { set: string[]; json?: boolean }): Promise<void> {
-  const set = parseSettings(options.set);
+async function run(name: string, options: { set?: string[]; json?: boolean }): Promise<void> {
+  const set = parseSettings(options.set ?? []);
   const { scenario, file } = await chooseScenario(name);
   const start = performance.now();
   const times = new Map<string, number>();
@@ -65,13 +66,23 @@ async function run(name: string, options: { set: string[]; json?: boolean }): Pr
   }
   if (options.json) process.stdout.write(`${JSON.stringify(result, undefined, 2)}\n`);
   else {
-    const measured = scenario.steps.find(({ measure }) => measure === true);
-    const step = measured === undefined ? undefined : scenario.steps.indexOf(measured) + (scenario.memory ? 1 : 0);
-    process.stdout.write(formatResult(result, step, { width: terminalWidth(), color: hasColor() }));
+    process.stdout.write(formatResult(result, { ...shownSteps(scenario), width: terminalWidth(), color: hasColor() }));
   }
   const each = [...times].map(([variant, time]) => `${variant} ${formatDuration(time)}`).join(', ');
   process.stderr.write(`simulated in ${formatDuration(performance.now() - start)}: ${each}\n`);
   if (result.failures !== undefined) throw new ExpectationError(failureText(result.failures, file));
+}
+
+/** Which steps of the result are shown: the memory section, if there is one, is the first. */
+function shownSteps({ memory, steps }: Scenario): { measured?: number; last?: number } {
+  const offset = memory === undefined ? 0 : 1;
+  const measured = steps.findIndex(({ measure }) => measure === true);
+  const last = steps.findIndex(destroys);
+  return { ...(measured >= 0 && { measured: measured + offset }), ...(last >= 0 && { last: last + offset }) };
+}
+
+function destroys(step: ScenarioStep): boolean {
+  return 'destroy' in step || (step.steps ?? []).some(destroys);
 }
 
 /** The scenario by built-in name or in a file. A file wins only if its name is none of the built-in ones. */

@@ -519,8 +519,9 @@ class Run {
 
   /** A refusal no step asked for ends the run: what follows would measure something else. */
   #refused(path: ScenarioPath, name: string, error: unknown): ScenarioError | Error {
-    if (error instanceof KvmError || error instanceof RangeError || error instanceof TypeError) {
-      return this.#error(path, `${name} was refused: ${error.message}`, error);
+    if (error instanceof KvmError) return this.#error(path, `refused: ${error.message}`, error);
+    if (error instanceof RangeError || error instanceof TypeError) {
+      return this.#error(path, `${name}: ${error.message}`, error);
     }
     return error as Error;
   }

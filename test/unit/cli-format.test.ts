@@ -25,7 +25,7 @@ const columns = (text: string): number => Math.max(...text.split('\n').map((line
 
 describe('the table of a result', () => {
   test('has a column for each variant and a row for each count', () => {
-    const text = formatResult(result(['filtered', 'unfiltered']), 1, { width: 80, color: false });
+    const text = formatResult(result(['filtered', 'unfiltered']), { measured: 1, width: 80, color: false });
     expect(text).toContain('example\nsize 64GiB, leaf 4K\n');
     expect(text).toMatch(/^convert +filtered +unfiltered$/m);
     expect(text).toMatch(/^leaves zapped, direct 4K +131,072 +131,073$/m);
@@ -38,19 +38,27 @@ describe('the table of a result', () => {
   });
 
   test('says so where the counters are those of all steps', () => {
-    expect(formatResult(result(['a']), undefined, { width: 80, color: false })).toMatch(/^all steps +a$/m);
+    expect(formatResult(result(['a']), { width: 80, color: false })).toMatch(/^all steps +a$/m);
   });
 
   test.each([80, 120, 40])('fits %i columns, with further tables where the variants do not', (width) => {
     const names = ['tdx-filtered', 'tdx-unfiltered', 'snp', 'sw-protected', 'a', 'b', 'c', 'd'];
-    const text = formatResult(result(names), 1, { width, color: false });
+    const text = formatResult(result(names), { measured: 1, width, color: false });
     expect(columns(text)).toBeLessThanOrEqual(width);
     for (const name of names) expect(text).toMatch(new RegExp(`^(convert|then).*\\b${name}\\b`, 'm'));
   });
 
+  test('shows no losses of a guest that is gone', () => {
+    const given = result(['a', 'b']);
+    given.variants[1].steps[2].losses.privatePagesLost = 7;
+    const shown = (last?: number) => formatResult(given, { measured: 1, last, width: 80, color: false });
+    expect(shown()).toMatch(/^private pages lost +0 +7$/m);
+    expect(shown(2)).not.toMatch(/^private pages lost +0 +7$/m);
+  });
+
   test('has colour only if asked for', () => {
-    expect(formatResult(result(['a', 'b']), 1, { width: 80, color: false })).not.toContain(ESC);
-    expect(formatResult(result(['a', 'b']), 1, { width: 80, color: true })).toContain(ESC);
+    expect(formatResult(result(['a', 'b']), { measured: 1, width: 80, color: false })).not.toContain(ESC);
+    expect(formatResult(result(['a', 'b']), { measured: 1, width: 80, color: true })).toContain(ESC);
   });
 });
 

@@ -155,7 +155,7 @@ describe('a wrong call ends with 2 and a helpful line', () => {
       ['run', 'convert-already-private', '--set', 'sise=1GiB'],
       /did you mean size\? \(its parameters are size, convertSize/,
     ],
-    [['run', 'convert-already-private', '--set', 'size=1PiB'], /'1PiB' is too large; it must be .*at most 64TiB/],
+    [['run', 'convert-already-private', '--set', 'size=1PiB'], /'1PiB' is too large; it must be .*at most 7TiB/],
     [['run', 'convert-already-private', '--set', 'size=8GiB', '--set', 'size=9GiB'], /--set gives size twice/],
     [['run', 'convert-already-private', 'again'], /too many arguments/],
   ])('%j', (args, message) => {
