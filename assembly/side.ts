@@ -7,6 +7,8 @@
 //   ├──────────┼────────────┤
 //   │ key + 1  │ spte code  │   key = root index << 48 | gfn; 0 marks a free record
 //   └──────────┴────────────┘
+//
+// Mirrors: arch/x86/kvm/mmu/spte.h (the generation of an MMIO spte, FROZEN_SPTE)
 
 import { ctl } from './control';
 import { SIDE_BASE, SIDE_BYTES, SIDE_CAPACITY } from './layout';

@@ -375,8 +375,11 @@ export function tdpMmuZapLeafs(root: Root, startGfn: u64, endGfn: u64, canYield:
   return flush;
 }
 
-/** Zaps [startGfn, endGfn) in every root of `kinds` and `asId` (ALL_AS: of all), invalid ones too. */
 export const ALL_AS: u32 = 0xffffffff;
+/**
+ * Zaps [startGfn, endGfn) in every root of `kinds` and `asId` (ALL_AS: of all), invalid ones too.
+ * Mirrors: kvm_tdp_mmu_unmap_gfn_range()
+ */
 export function tdpMmuUnmapRange(
   kinds: u32,
   asId: u32,
@@ -817,7 +820,10 @@ export function tdpMmuMapMmio(root: Root, gfn: u64, code: u32): bool {
   return true;
 }
 
-/** Freezes the 4K entry of `gfn` in a mirror root while the module is called. Its change is reported when it thaws. */
+/**
+ * Freezes the 4K entry of `gfn` in a mirror root while the module is called. Its change is reported when it thaws.
+ * Mirrors: set_external_spte_present()
+ */
 export function tdpMmuFreeze(root: Root, gfn: u64): void {
   const key = gfn | keyBitsOf(root);
   const entry = pathTo(root, key, 1, 0);

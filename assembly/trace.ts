@@ -8,6 +8,9 @@
 //   type 8 bits; level 4, address space 1, mirror 1, vCPU's own 1; old and new 16 each; gfn 48 bits.
 //
 // A full ring drops what comes and counts it: what is read is always a prefix without holes.
+// Mirrors: arch/x86/kvm/mmu/mmutrace.h (kvm_tdp_mmu_spte_changed, kvm_mmu_split_huge_page, mark_mmio_spte),
+// include/trace/events/kvm.h (kvm_unmap_hva_range, kvm_age_hva, kvm_test_age_hva). The other events are calls, as a
+// kprobe shows them.
 
 import { ctl } from './control';
 import { RING_BASE, TRACE_RECORD_BYTES } from './layout';

@@ -1,4 +1,5 @@
 // The vCPU records: which root each has loaded, which address space it is in, what it has yet to flush.
+// Mirrors: struct kvm_vcpu (include/linux/kvm_host.h), struct kvm_mmu (arch/x86/include/asm/kvm_host.h)
 
 import { ctl } from './control';
 import { VCPU_BYTES, VCPUS_BASE } from './layout';

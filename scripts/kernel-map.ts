@@ -26,12 +26,17 @@ function unwrap(lines: string[]): string[] {
   return paragraphs;
 }
 
-/** The kernel's side of each `Mirrors:` paragraph, up to `Left out:`. */
+/** The kernel's side of each `Mirrors:`, up to the end of the sentence. */
 function mirrorsIn(paragraphs: string[]): string[] {
   return paragraphs
-    .map((paragraph) => /^Mirrors: (.*?)(?:\.? Left out:.*)?$/.exec(paragraph)?.[1])
-    .filter((kernel) => kernel !== undefined)
-    .map((kernel) => kernel.replace(/\.$/, ''));
+    .map((paragraph) => /(?:^|[.)] )Mirrors: (.*?)\.?(?:\.\s.*)?$/.exec(paragraph)?.[1])
+    .filter((kernel) => kernel !== undefined);
+}
+
+/** The first sentence of a file. */
+function subjectOf(source: string): string {
+  const header = source.slice(0, source.search(/^(?!\/\/)/m)).split('\n');
+  return /^.*?[.:](?=\s|$)/.exec(unwrap(header)[0] ?? '')?.[0].replace(/[.:]$/, '') ?? '';
 }
 
 function mirrorsOf(source: string): Mirror[] {
@@ -70,11 +75,18 @@ function kernelMap(): string {
     );
     return [`## [assembly/${name}](../assembly/${name})\n\n| here | in Linux |\n| --- | --- |\n${rows.join('\n')}\n`];
   });
+  const own = files
+    .map((name) => ({ name, source: readFileSync(`assembly/${name}`, 'utf8') }))
+    .filter(({ source }) => mirrorsOf(source).length === 0)
+    .map(({ name, source }) => `| [assembly/${name}](../assembly/${name}) | ${cell(subjectOf(source))} |`);
   return [
     '# Kernel map\n',
     'Which file and function of `assembly/` models which of Linux. Written by `npm run kernel-map` from the',
     '`Mirrors:` lines of the sources; change those, not this file.\n',
     ...sections,
+    ...(own.length === 0
+      ? []
+      : [`## Without a counterpart\n\n| file | what it is |\n| --- | --- |\n${own.join('\n')}\n`]),
   ].join('\n');
 }
 
