@@ -1,7 +1,7 @@
 // Arguments as they cross the boundary: numbers only. A raw u64 of an ioctl comes as two halves, low first, where a
 // double could not hold it; gfns and counts come as f64. Every call that changes state passes a gate here first.
 
-import { counter as counterValue, ctl } from './control';
+import { counter as counterValue, ctl, PROFILE_RFC_V4 } from './control';
 import { clearDirtyLog, dirtyRuns, getDirtyLogCheck, getDirtyLogProtect } from './dirty_log';
 import { gmemCreate, gmemFallocate, gmemMemoryError } from './guest_memfd';
 import {
@@ -31,7 +31,7 @@ import {
   mmuNotifierTestAge,
 } from './notifier';
 import { reserve } from './page_table';
-import { EINVAL, STATUS_CAPACITY } from './status';
+import { EINVAL, EOPNOTSUPP, STATUS_CAPACITY } from './status';
 import { vcpuAccept, vcpuAccess, vcpuBeginFault, vcpuPreFaultMemory, vcpuSetAddressSpace } from './vcpu';
 import {
   vmDestroy,
@@ -91,19 +91,20 @@ export function abiGmemCreate(sizeLow: u32, sizeHigh: u32, flagsLow: u32, flagsH
 }
 export function abiGmemFallocate(
   fd: i32,
+  serial: u32,
   mode: u32,
   offsetLow: u32,
   offsetHigh: u32,
   lengthLow: u32,
   lengthHigh: u32,
 ): i32 {
-  return gmemFallocate(fd, mode, u64Of(offsetLow, offsetHigh), u64Of(lengthLow, lengthHigh));
+  return gmemFallocate(fd, serial, mode, u64Of(offsetLow, offsetHigh), u64Of(lengthLow, lengthHigh));
 }
-export function abiGmemMemoryError(fd: i32, page: f64): i32 {
-  return gmemMemoryError(fd, <u64>page);
+export function abiGmemMemoryError(fd: i32, serial: u32, page: f64): i32 {
+  return gmemMemoryError(fd, serial, <u64>page);
 }
-export function abiGmemRelease(fd: i32): i32 {
-  return vmReleaseGmem(fd);
+export function abiGmemRelease(fd: i32, serial: u32): i32 {
+  return vmReleaseGmem(fd, serial);
 }
 
 export function abiEnableCap(cap: u32, flagsLow: u32, flagsHigh: u32, argLow: u32, argHigh: u32): i32 {
@@ -237,6 +238,7 @@ export function abiHostClearRefs(kind: u32): i32 {
   return hostClearRefs(kind);
 }
 export function abiHostChangePte(hvaLow: u32, hvaHigh: u32, writable: u32): i32 {
+  if (ctl.profile != PROFILE_RFC_V4) return -EOPNOTSUPP;
   return hostChangePte(u64Of(hvaLow, hvaHigh), writable != 0);
 }
 

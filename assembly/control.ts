@@ -63,6 +63,7 @@ export class Control {
   anonVmaNext: u32;
   sideCount: u32;
   openGmems: u32;
+  gmemSerial: u32;
   notifierActive: u32;
   invInProgress: i32;
   invalidWalk: u32;
@@ -203,12 +204,12 @@ export const FORM_GMEM_V13: u32 = 2;
 export const FORM_TDX_V18: u32 = 3;
 export const FORM_ATTR_FILTER: u32 = 4;
 
-/** kvm_arch_has_private_mem() */
+/** Mirrors: kvm_arch_has_private_mem() */
 export function hasPrivateMem(): bool {
   return ctl.vmType != VM_DEFAULT;
 }
 
-/** kvm_has_mirrored_tdp(): TDX only. */
+/** TDX only. Mirrors: kvm_has_mirrored_tdp() */
 export function hasMirroredTdp(): bool {
   return ctl.vmType == VM_TDX;
 }

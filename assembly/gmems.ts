@@ -21,7 +21,8 @@ export class Gmem {
   used: u32;
   open: u32;
   fd: i32;
-  bindings: u32;
+  /** Tells a file from an earlier one with the same descriptor. */
+  serial: u32;
   sizeBytes: u64;
   pagesLo: u64;
   pagesHi: u64;
@@ -40,6 +41,12 @@ export function gmemAt(index: u32): Gmem {
 }
 export function pagesTree(gmem: Gmem): usize {
   return changetype<usize>(gmem) + offsetof<Gmem>('pagesLo');
+}
+
+/** The open file that a handle means: descriptor and serial. index + 1, 0 if it was closed. */
+export function gmemByHandle(fd: i32, serial: u32): u32 {
+  const file = gmemByFd(fd);
+  return file != 0 && gmemAt(file - 1).serial == serial ? file : 0;
 }
 
 /** The open file with this descriptor; index + 1, 0 if none. */

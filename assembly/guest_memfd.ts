@@ -13,6 +13,7 @@ import {
   Gmem,
   gmemAt,
   gmemByFd,
+  gmemByHandle,
   PAGE_POISONED,
   PAGE_RESIDENT,
   PAGE_TOUCHED,
@@ -45,6 +46,9 @@ export function gmemCreate(size: u64, flags: u64, fd: i32): i32 {
     gmem.used = 1;
     gmem.open = 1;
     gmem.fd = fd;
+    ctl.gmemSerial++;
+    gmem.serial = ctl.gmemSerial;
+    ctl.result0 = <f64>gmem.serial;
     gmem.sizeBytes = size;
     ctl.openGmems++;
     if (index >= ctl.gmemHighWater) ctl.gmemHighWater = index + 1;
@@ -81,7 +85,10 @@ export const FD_GMEM_OF_THIS_VM: u32 = 2;
 
 // --- Invalidation ----------------------------------------------------------------------------------------------------
 
-/** The next piece, from `first` up to `last`, in which the kernel's xarray stores a binding [first, last]. */
+/**
+ * The next piece, from `first` up to `last`, in which the kernel's xarray stores a binding [first, last].
+ * Mirrors: xa_store_range(), set_range(), lib/xarray.c
+ */
 function pieceEnd(first: u64, last: u64): u64 {
   let at = first;
   let shift: u64 = 0;
@@ -178,8 +185,8 @@ function reserveInvalidation(file: u32): bool {
 // --- System calls ----------------------------------------------------------------------------------------------------
 
 /** fallocate(2) on the file. Mirrors: kvm_gmem_fallocate() and the checks of vfs_fallocate() before it */
-export function gmemFallocate(fd: i32, mode: u32, offset: u64, length: u64): i32 {
-  const file = gmemByFd(fd);
+export function gmemFallocate(fd: i32, serial: u32, mode: u32, offset: u64, length: u64): i32 {
+  const file = gmemByHandle(fd, serial);
   if (file == 0) return -EBADF;
   const gmem = gmemAt(file - 1);
   if (<i64>offset < 0 || <i64>length <= 0) return -EINVAL;
@@ -220,8 +227,8 @@ function allocatePages(gmem: Gmem, start: u64, end: u64): void {
 }
 
 /** Last close of the file: zaps every bound slot, takes the file from it, frees the pages. Mirrors: kvm_gmem_release() */
-export function gmemRelease(fd: i32): i32 {
-  const file = gmemByFd(fd);
+export function gmemRelease(fd: i32, serial: u32): i32 {
+  const file = gmemByHandle(fd, serial);
   if (file == 0) return -EBADF;
   if (!reserveInvalidation(file)) return STATUS_CAPACITY;
   const gmem = gmemAt(file - 1);
@@ -241,8 +248,8 @@ export function gmemRelease(fd: i32): i32 {
 }
 
 /** A hardware memory error in one page: zapped, never freed, later faults -EHWPOISON. Mirrors: kvm_gmem_error_folio() */
-export function gmemMemoryError(fd: i32, page: u64): i32 {
-  const file = gmemByFd(fd);
+export function gmemMemoryError(fd: i32, serial: u32, page: u64): i32 {
+  const file = gmemByHandle(fd, serial);
   if (file == 0) return -EBADF;
   const gmem = gmemAt(file - 1);
   if (page >= gmem.sizeBytes >> 12) return -EINVAL;

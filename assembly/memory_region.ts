@@ -115,13 +115,13 @@ export function vmSetMemoryRegion(
     else if (flags != slot.flags) change = KVM_MR_FLAGS_ONLY;
     else return 0;
   }
-  if (swapWouldWait()) return -EBUSY;
   if (change != KVM_MR_FLAGS_ONLY && slotOverlaps(asId, id, baseGfn, baseGfn + npages)) return -EEXIST;
   let file: i32 = 0;
   if (bound) {
     file = gmemCheckBind(fd, fdKind, gmemOffset, size);
     if (file < 0) return file;
   }
+  if (swapWouldWait() && (change == KVM_MR_FLAGS_ONLY || !beyondMaxGfn(baseGfn, npages))) return -EBUSY;
   if (change == KVM_MR_CREATE) {
     if (ctl.slotsPages + npages > ctl.slotsPagesMax) return STATUS_CAPACITY;
     return createSlot(asId, id, flags, baseGfn, npages, hva, <u32>file, gmemOffset >> 12);

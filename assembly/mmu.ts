@@ -114,7 +114,7 @@ export function testAgeGfn(slot: Memslot, startGfn: u64, endGfn: u64, selector: 
   return young;
 }
 
-/** On the one gfn of the range; `arg` has bit 1 set if the new host pte is writable. Mirrors: kvm_set_spte_gfn() */
+/** On the one gfn of the range; `arg` is the new host pte: bit 0 present, bit 1 writable. Mirrors: kvm_set_spte_gfn() */
 export function setSpteGfn(slot: Memslot, startGfn: u64, endGfn: u64, arg: u64, selector: u32): bool {
   if (ctl.traceOn != 0) traceRange(EV_SET_SPTE_GFN, slot, startGfn, endGfn, arg, selector);
   const flush = tdpMmuSetSpte(rootsOfRange(selector, 0), slot.asId, startGfn, (arg & 2) != 0);

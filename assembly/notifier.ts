@@ -133,7 +133,7 @@ export function mmuNotifierTestAge(hva: u64): bool {
 
 /** The host pte of one page changed within an invalidation. Mirrors: kvm_mmu_notifier_change_pte(), before 6.10 */
 export function mmuNotifierChangePte(hva: u64, writable: bool): bool {
-  const flush = handleHvaRange(hva, hva + 1, SET_SPTE, writable ? 2 : 0);
+  const flush = handleHvaRange(hva, hva + 1, SET_SPTE, writable ? 3 : 1);
   if (flush) flushRemoteTlbs();
   return flush;
 }

@@ -203,9 +203,9 @@ function faultinPfn(fault: Fault): i32 {
   return CONTINUE;
 }
 
-/** The level a fault goes to. Mirrors: kvm_mmu_hugepage_adjust(), disallowed_hugepage_adjust() */
 let requestedLevel: i32 = 1;
 let hugeDisallowed: bool = false;
+/** The level a fault goes to. Mirrors: kvm_mmu_hugepage_adjust(), disallowed_hugepage_adjust() */
 function goalLevel(fault: Fault, slot: Memslot, root: Root): i32 {
   requestedLevel = 1;
   hugeDisallowed = fault.access == ACCESS_EXEC && ctl.nxHugePages != 0;
@@ -268,6 +268,7 @@ function install(fault: Fault, stepwise: bool): i32 {
     // 6.16 looks before it rewrites.
     if (fault.prefetch != 0 || accessAllowed(atFlags, fault.access)) {
       fault.newFlags = atFlags;
+      fault.runPages = pagesOf(goal) - (gfn & (pagesOf(goal) - 1));
       tdpMmuCountFault(goal);
       return RET_PF_SPURIOUS;
     }

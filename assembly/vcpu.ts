@@ -92,7 +92,10 @@ function reloadRoots(vcpu: Vcpu): i32 {
   return vcpu.root == 0 || (ctl.vmType == VM_TDX && vcpu.mirrorRoot == 0) ? -ENOMEM : 0;
 }
 
-/** What KVM_RUN does before it enters: obsolete roots go, new ones are loaded, owed flushes are done. */
+/**
+ * What KVM_RUN does before it enters: obsolete roots go, new ones are loaded, owed flushes are done.
+ * Mirrors: vcpu_enter_guest(), arch/x86/kvm/x86.c
+ */
 function enterGuest(vcpu: Vcpu): i32 {
   if (vcpu.root != 0 && rootAt(vcpu.root - 1).invalid != 0) unloadRoots(vcpu);
   const error = reloadRoots(vcpu);
@@ -157,10 +160,10 @@ function exitWith(reason: i32, flags: u32, error: i32): i32 {
   return reason;
 }
 
-/** A fault on an entry whose reserved bits are set. Mirrors: handle_mmio_page_fault() */
 const MMIO_NONE: i32 = 0;
 const MMIO_EXIT: i32 = 1;
 const MMIO_STALE: i32 = 2;
+/** A fault on an entry whose reserved bits are set. Mirrors: handle_mmio_page_fault() */
 function mmioStage(vcpu: Vcpu, root: Root, gfn: u64): i32 {
   const code = tdpMmuSideCode(root, gfn);
   if ((code & 7) != SPTE_MMIO) return MMIO_NONE;
@@ -262,10 +265,7 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
   return exitWith(EXIT_RETRY, 0, 0);
 }
 
-/**
- * Touches the gfns behind one that was just touched, as long as leaves alike let the access through: none of them
- * faults. Returns how many.
- */
+/** Touches the gfns from `gfn` on as long as leaves alike let the access through: none faults. Returns how many. */
 function touchRun(vcpu: Vcpu, gfn: u64, limit: f64, access: u32, privateMode: u32): u64 {
   const mirrored = ctl.vmType == VM_TDX && privateMode != 0;
   const bits = mirrored ? 0 : ctl.directBits;
@@ -306,16 +306,18 @@ export function vcpuAccess(index: u32, gfn: u64, access: u32, privateMode: u32, 
       else if (mode == 2) mode = 1;
       canonical = gfn & ~direct;
     }
+    // Whole runs first: touching the first page of one alone would make it differ from the others.
+    if (strideGfns == 1 && enterGuest(vcpu) == 0) {
+      const alike = touchRun(vcpu, canonical, accesses - done, access, mode);
+      done += <f64>alike;
+      gfn += alike;
+      if (alike != 0) continue;
+    }
     const exit = accessOnce(index, vcpu, canonical, access, mode);
     ctl.result3 = done;
     if (exit != EXIT_DONE) return exit;
     done += 1;
     gfn += strideGfns;
-    if (strideGfns == 1 && done < accesses) {
-      const alike = touchRun(vcpu, canonical + 1, accesses - done, access, mode);
-      done += <f64>alike;
-      gfn += alike;
-    }
   }
   ctl.result3 = done;
   return EXIT_DONE;
@@ -326,6 +328,7 @@ export function vcpuAccess(index: u32, gfn: u64, access: u32, privateMode: u32, 
 /**
  * Maps [gpa, gpa + size) as read faults would, as the attributes say private or shared. Returns 0 if anything was mapped,
  * -errno if nothing was; what is left over stands at result0 (gfn) and result1, result2 (size, low and high half).
+ * Mirrors: kvm_vcpu_pre_fault_memory(), kvm_arch_vcpu_pre_fault_memory()
  */
 export function vcpuPreFaultMemory(index: u32, gpa: u64, size: u64, flags: u64): i32 {
   if (index >= ctl.vcpuCount) return STATUS_NO_HANDLE;

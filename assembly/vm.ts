@@ -10,6 +10,7 @@ import {
   counter,
   ctl,
   FORM_GMEM_V13,
+  FORM_TDX_V18,
   PROFILE_6_12,
   PROFILE_6_16,
   VM_TDX,
@@ -22,7 +23,16 @@ import { endGfnOf, memslotAt } from './memslots';
 import { ageGfn, ONLY_PRIVATE, ONLY_SHARED, setSpteGfn, testAgeGfn, unmapGfnRange } from './mmu';
 import { reserve } from './page_table';
 import { EINVAL, EOPNOTSUPP, STATUS_CAPACITY } from './status';
-import { ALL_AS, nextRoot, ROOT_DIRECT, ROOT_MIRROR, ROOTS_BOTH, tdpMmuUnmapRange, tdpMmuZapRoot } from './tdp_mmu';
+import {
+  ALL_AS,
+  nextRoot,
+  ROOT_DIRECT,
+  ROOT_MIRROR,
+  ROOTS_BOTH,
+  ROOTS_DIRECT,
+  tdpMmuUnmapRange,
+  tdpMmuZapRoot,
+} from './tdp_mmu';
 import { flushRemoteTlbs, flushRemoteTlbsRange } from './tlb';
 import { EV_FLUSH_SHADOW_ALL, EV_RECLAIMED, EV_ZAP_ALL, trace } from './trace';
 import { unloadRoots } from './vcpu';
@@ -189,7 +199,8 @@ export const CALL_SET_SPTE: u32 = 3;
 
 /**
  * Calls one kvm_gfn_range handler. Returns its boolean, or -EINVAL: no such slot, a range that is empty or not within
- * the slot, a pair of bools that the form refuses; -EOPNOTSUPP: set_spte on a kernel without it.
+ * the slot, a pair of bools that the form refuses, set_spte of more than one gfn; -EOPNOTSUPP: set_spte on a kernel
+ * without it.
  */
 export function vmGfnRange(
   call: u32,
@@ -209,6 +220,7 @@ export function vmGfnRange(
   const both = ONLY_PRIVATE | ONLY_SHARED;
   if (ctl.filterForm == FORM_GMEM_V13 && (selector & both) == both) return -EINVAL;
   if (call == CALL_SET_SPTE && (ctl.profile == PROFILE_6_12 || ctl.profile == PROFILE_6_16)) return -EOPNOTSUPP;
+  if (call == CALL_SET_SPTE && end != start + 1) return -EINVAL;
   if (!reserve(64, 24)) return STATUS_CAPACITY;
   let result: bool;
   if (call == CALL_UNMAP) result = unmapGfnRange(slot, start, end, arg, selector);
@@ -220,7 +232,10 @@ export function vmGfnRange(
   return result ? 1 : 0;
 }
 
-/** Zaps [startGfn, endGfn) in all valid roots of every address space. Mirrors: kvm_zap_gfn_range() */
+/**
+ * Zaps [startGfn, endGfn) in all valid roots of every address space; the TDX series (form tdx-v18) leaves private
+ * mappings alone. Mirrors: kvm_zap_gfn_range()
+ */
 export function vmZapGfnRange(startGfn: f64, endGfn: f64): i32 {
   const start = <u64>startGfn;
   const end = <u64>endGfn;
@@ -229,7 +244,8 @@ export function vmZapGfnRange(startGfn: f64, endGfn: f64): i32 {
   count(C_LOCK_SECTIONS, 1);
   mmuInvalidateBegin();
   mmuInvalidateRangeAdd(start, end);
-  const flush = tdpMmuUnmapRange(ROOTS_BOTH, ALL_AS, start, end, true, true, false);
+  const kinds = ctl.filterForm == FORM_TDX_V18 ? ROOTS_DIRECT : ROOTS_BOTH;
+  const flush = tdpMmuUnmapRange(kinds, ALL_AS, start, end, true, true, false);
   if (flush) flushRemoteTlbsRange(start, end - start);
   mmuInvalidateEnd();
   return 0;
@@ -255,8 +271,8 @@ export function vmDestroy(): i32 {
 }
 
 /** The last close of a guest_memfd, and of the VM if nothing else holds it. */
-export function vmReleaseGmem(fd: i32): i32 {
-  const error = gmemRelease(fd);
+export function vmReleaseGmem(fd: i32, serial: u32): i32 {
+  const error = gmemRelease(fd, serial);
   if (error != 0) return error;
   if (ctl.destroyed == 1 && ctl.openGmems == 0) tearDown();
   return 0;

@@ -9,6 +9,7 @@ const ERRNO_NAMES: Readonly<Record<number, string>> = {
   9: 'EBADF',
   11: 'EAGAIN',
   12: 'ENOMEM',
+  13: 'EACCES',
   14: 'EFAULT',
   16: 'EBUSY',
   17: 'EEXIST',

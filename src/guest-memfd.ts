@@ -13,9 +13,13 @@ export class GuestMemfd {
   /** Bytes; fixed when the file was made. */
   readonly size: bigint;
 
+  /** Tells this file from a later one with the same number. */
+  readonly #serial: number;
+
   /** Made by Vm.createGuestMemfd(). */
-  constructor(vm: Vm, fd: number, size: bigint) {
+  constructor(vm: Vm, fd: number, serial: number, size: bigint) {
     this.#vm = vm;
+    this.#serial = serial;
     this.fd = fd;
     this.size = size;
   }
@@ -27,7 +31,7 @@ export class GuestMemfd {
   fallocate(args: { mode: number; offset: U64; length: U64 }): void {
     object(args, 'args');
     const mode = integer(args.mode, 'mode', 0, 2 ** 32 - 1);
-    this.#vm.gmemFallocate(this.fd, mode, args.offset, args.length);
+    this.#vm.gmemFallocate(this.fd, this.#serial, mode, args.offset, args.length);
   }
 
   /** Frees [offset, offset + length) bytes, zapping what maps them. Errors as fallocate(). */
@@ -45,11 +49,11 @@ export class GuestMemfd {
    * @throws {KvmError} EINVAL beyond the file
    */
   memoryError(pageIndex: number): void {
-    this.#vm.gmemMemoryError(this.fd, integer(pageIndex, 'pageIndex', 0, 2 ** 52));
+    this.#vm.gmemMemoryError(this.fd, this.#serial, integer(pageIndex, 'pageIndex', 0, 2 ** 52));
   }
 
   /** Closes the last reference: zaps every slot bound to it, frees its pages, and ends a VM that only it held. */
   close(): void {
-    this.#vm.gmemClose(this.fd);
+    this.#vm.gmemClose(this.fd, this.#serial);
   }
 }

@@ -125,7 +125,10 @@ export class HostMemory {
     this.#call('abiHostFailHugePage', 'failHugePage', this.#range(args), { ...args });
   }
 
-  /** Before 6.10: KSM or COW replaced a host pte in place. @throws {KvmError} EFAULT if nothing is mapped */
+  /**
+   * Before 6.10: KSM or COW replaced a host pte in place.
+   * @throws {KvmError} EFAULT if nothing is mapped, EOPNOTSUPP under the linux profiles, which have no change_pte
+   */
   changePte(args: { hva: U64; writable: boolean }): void {
     object(args, 'args');
     const values = [...halvesOf(args.hva, 'hva'), args.writable ? 1 : 0];

@@ -469,7 +469,7 @@ export class Vm {
     try {
       return this.operate('abiGmemCreate', [...size, ...flags, fd], GATE_OPERATION, (status) => {
         check(status, 'createGuestMemfd', { ...args });
-        return new GuestMemfd(this, fd, BigInt(args.size));
+        return new GuestMemfd(this, fd, this.result(0), BigInt(args.size));
       });
     } catch (error) {
       closeFd(fd);
@@ -486,29 +486,29 @@ export class Vm {
       const at = (wasm.GMEM_BASE.value + index * wasm.GMEM_BYTES.value) >>> 2;
       if (this.#words[at] === 0 || this.#words[at + 1] === 0) continue;
       const size = BigInt(this.#words[at + 4]) + (BigInt(this.#words[at + 5]) << 32n);
-      files.push(new GuestMemfd(this, this.#words[at + 2], size));
+      files.push(new GuestMemfd(this, this.#words[at + 2], this.#words[at + 3], size));
     }
     return files;
   }
 
   /** @internal */
-  gmemFallocate(fd: number, mode: number, offset: U64, length: U64): void {
-    const values = [fd, mode, ...halvesOf(offset, 'offset'), ...halvesOf(length, 'length')];
+  gmemFallocate(fd: number, serial: number, mode: number, offset: U64, length: U64): void {
+    const values = [fd, serial, mode, ...halvesOf(offset, 'offset'), ...halvesOf(length, 'length')];
     this.operate('abiGmemFallocate', values, GATE_OPERATION, (status) => {
       check(status, 'fallocate', { fd, mode, offset, length });
     });
   }
   /** @internal */
-  gmemMemoryError(fd: number, pageIndex: number): void {
-    this.operate('abiGmemMemoryError', [fd, pageIndex], GATE_OPERATION, (status) => {
+  gmemMemoryError(fd: number, serial: number, pageIndex: number): void {
+    this.operate('abiGmemMemoryError', [fd, serial, pageIndex], GATE_OPERATION, (status) => {
       check(status, 'memoryError', { fd, pageIndex });
     });
   }
   /** @internal */
-  gmemClose(fd: number): void {
+  gmemClose(fd: number, serial: number): void {
     this.operate(
       'abiGmemRelease',
-      [fd],
+      [fd, serial],
       GATE_CLOSE,
       (status) => {
         check(status, 'close', { fd });
@@ -653,7 +653,8 @@ export class Vm {
   }
   /**
    * kvm_set_spte_gfn(), of kernels before 6.10: on the one gfn, zaps the 4K leaf and, if the new host pte (`arg.pte`) is
-   * read-only, sets it again read-only. @throws {KvmError} EOPNOTSUPP under the linux profiles; as unmapGfnRange()
+   * read-only, sets it again read-only.
+   * @throws {KvmError} EOPNOTSUPP under the linux profiles; EINVAL for more than one gfn, and as unmapGfnRange()
    */
   setSpteGfn(range: KvmGfnRange): boolean {
     return this.#gfnRange(3, 'setSpteGfn', range);
