@@ -146,8 +146,7 @@ class ControlStacks {
  * operation changes anything; after it no allocation of the operation can fail.
  */
 export function reserve(uppers: u32, leafs: u32): bool {
-  ctl.reservations++;
-  if (ctl.failReservation != 0 && ctl.reservations == ctl.failReservation) return false;
+  if (ctl.failReservation != 0 && ++ctl.reservations == ctl.failReservation) return false;
   const left = ctl.arenaBlocks - ctl.arenaNext;
   const freeUppers = ctl.stackCount4;
   const freeLeafs = ctl.stackCount3;
