@@ -38,5 +38,10 @@ try {
   else if (error instanceof InputError || error instanceof ExpectationError) {
     process.stderr.write(`eptsim: ${error.message}\n`);
     process.exitCode = error instanceof InputError ? 2 : 1;
-  } else throw error;
+  } else {
+    process.stderr.write(
+      `eptsim: this is a fault of eptsim itself, please report it: ${(error as Error).stack ?? error}\n`,
+    );
+    process.exitCode = 2;
+  }
 }

@@ -135,7 +135,11 @@ class Run {
     const parameters = this.#parameters({});
     const variants: VariantResult[] = [];
     for (const [index, variant] of (compare ?? [{ name }]).entries()) {
-      variants.push(await this.#variant(variant, compare === undefined ? [] : ['compare', index]));
+      try {
+        variants.push(await this.#variant(variant, compare === undefined ? [] : ['compare', index]));
+      } catch (error) {
+        throw error instanceof ScenarioError ? this.#withFailures(error, variant.name) : error;
+      }
     }
     return {
       scenario: name,
@@ -147,6 +151,20 @@ class Run {
 
   #error(path: ScenarioPath, message: string, cause?: unknown, atKey = false): ScenarioError {
     return new ScenarioError(this.#scenario.name, [{ path, message, ...(atKey && { atKey }) }], cause);
+  }
+
+  /** What failed before is often why a step was refused, and the run has no other result to say it in. */
+  #withFailures({ faults, cause }: ScenarioError, variant: string): ScenarioError {
+    const before = this.#failures.map((failure) => ({
+      path: failure.path,
+      message: `${failure.variant}, ${failure.step}: ${failure.message}`,
+    }));
+    const isTheVariants = ({ path }: ScenarioFault) =>
+      this.#scenario.compare !== undefined && (path[0] === 'steps' || path[0] === 'memory');
+    const named = faults.map((fault) =>
+      isTheVariants(fault) ? { ...fault, message: `${variant}: ${fault.message}` } : fault,
+    );
+    return new ScenarioError(this.#scenario.name, [...before, ...named], cause);
   }
 
   #fail(variant: string, step: string, path: ScenarioPath, message: string): void {
@@ -513,7 +531,7 @@ class Run {
       machine.variant,
       stepName(step),
       at,
-      `${methodOf(step)} returned ${describe(got)}, not ${describe(expected)}`,
+      `${methodOf(step)} returned ${describe(got)}${errnoText(result)}, not ${describe(expected)}`,
     );
   }
 
@@ -633,6 +651,11 @@ function returned(result: unknown): Value | undefined {
   if ('reason' in result) return result.reason as string;
   if ('size' in result) return result.size as number | bigint;
   return undefined;
+}
+
+function errnoText(result: unknown): string {
+  const errno = typeof result === 'object' && result !== null && 'errno' in result ? result.errno : undefined;
+  return errno === undefined ? '' : ` (${errno})`;
 }
 
 function holds(actual: number, operator: string, expected: number | bigint): boolean {

@@ -299,6 +299,29 @@ describe('a scenario that can’t be run is refused with its place', () => {
   });
 });
 
+test('a refusal comes with what failed before it', async () => {
+  // The guest touches a page it has not accepted: that kills the TD, and KVM refuses what follows.
+  const scenario: Scenario = {
+    name: 'dead',
+    vm: { type: 'tdx', memory: '2MiB' },
+    memory: [{ slot: 0, gpa: 0, size: '2MiB', guestMemfd: 'ram' }],
+    steps: [
+      { setMemoryAttributes: { address: 0, size: '2MiB', attributes: 'PRIVATE' } },
+      { preFaultMemory: { gpa: 0, size: '4KiB' } },
+      { access: { gpa: 0, kind: 'read' } },
+      { setMemoryAttributes: { address: 0, size: '2MiB', attributes: 0 } },
+    ],
+    compare: [{ name: 've', vm: { septVeDisable: false } }, { name: 'kills' }],
+  };
+  const error: unknown = await run(scenario).catch((reason) => reason);
+  expect(error).toBeInstanceOf(ScenarioError);
+  expect((error as ScenarioError).faults.map(({ message }) => message)).toEqual([
+    "ve, access: access returned 've', not 'done'",
+    expect.stringMatching(/^kills, access: access returned 'error' \(EIO\), not 'done'$/),
+    expect.stringMatching(/^kills: refused: .*EIO/),
+  ]);
+});
+
 test('a run leaves no guest_memfd open', async () => {
   const made: Vm[] = [];
   const scenario: Scenario = {
