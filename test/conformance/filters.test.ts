@@ -29,6 +29,7 @@ const PAIRS: Pair[] = ['(F,F)', '(F,T)', '(T,F)', '(T,T)'];
 const boolsOf = (pair: Pair) => ({ onlyPrivate: pair[1] === 'T', onlyShared: pair[3] === 'T' });
 const SHARED = 1;
 const PRIVATE = 2;
+const BOTH = 3;
 
 interface Producer {
   producer: string;
@@ -142,14 +143,14 @@ const PRODUCERS: Producer[] = [
     cells: {
       'B rfc-v4': ['(T,T)', 'both'],
       'C tdx-v18': ['(T,T)', 'both'],
-      'E attr-filter': [SHARED | PRIVATE, 'both'],
+      'E attr-filter': [BOTH, 'both'],
     },
   },
 ];
 
-describe.each(PRODUCERS)('$producer', ({ call, produce, mayBlock, cells }) => {
-  const rows = Object.entries(cells).map(([column, [selector, zapped]]) => ({ column, selector, zapped }));
-  test.each(rows)('$column: selector $selector, zaps $zapped', ({ column, selector, zapped }) => {
+describe.each(PRODUCERS.map((row) => [row.producer, row] as const))('%s', (_, { call, produce, mayBlock, cells }) => {
+  const rows = Object.entries(cells).map(([column, [selector, zapped]]) => [column, selector, zapped] as const);
+  test.each(rows)('%s: selector %s, zaps %s', (column, selector, zapped) => {
     const vm = makeMappedVm(OPTIONS[column as Column]);
     expect(zappedBy(vm, () => produce(vm))).toBe(zapped);
     const ranges = eventsOf(vm, ...RANGE_CALLS);
@@ -207,7 +208,7 @@ describe('memslot move', () => {
   const cells: [Column, object][] = [
     ['B rfc-v4', boolsOf('(T,T)')],
     ['C tdx-v18', boolsOf('(T,T)')],
-    ['E attr-filter', { attrFilter: SHARED | PRIVATE }],
+    ['E attr-filter', { attrFilter: BOTH }],
   ];
   test.each(cells)('%s: the selector of a delete', (column, fields) => {
     const vm = makeVm({ type: 'tdx', ...OPTIONS[column], slots: [{ startGfn: 0, npages: 16 }], mapped: [0, 1] });
@@ -330,7 +331,7 @@ const CONSUMERS: { form: FilterForm; rows: [Pair, 'private' | 'shared', Zapped |
   },
 ];
 
-describe.each(CONSUMERS)('form $form on a TD', ({ form, rows }) => {
+describe.each(CONSUMERS.map(({ form, rows }) => [form, rows] as const))('form %s on a TD', (form, rows) => {
   test.each(rows)('%s, new=%s: %s', (pair, to, outcome) => {
     const vm = makeMappedVm({ filterForm: form });
     // The form reads the bools only: a filter that says the opposite changes nothing.
@@ -352,11 +353,11 @@ describe('form attr-filter on a TD', () => {
     [0, 'nothing'],
     [SHARED, 'shared'],
     [PRIVATE, 'private'],
-    [SHARED | PRIVATE, 'both'],
+    [BOTH, 'both'],
   ];
-  test.each(rows.flatMap(([attrFilter, zapped]) => PAIRS.map((pair) => ({ attrFilter, pair, zapped }))))(
-    'filter $attrFilter, bools $pair: $zapped',
-    ({ attrFilter, pair, zapped }) => {
+  test.each(rows.flatMap(([attrFilter, zapped]) => PAIRS.map((pair) => [attrFilter, pair, zapped] as const)))(
+    'filter %i, bools %s: %s',
+    (attrFilter, pair, zapped) => {
       const vm = makeMappedVm({ filterForm: 'attr-filter' });
       const range = { ...ALL, attrFilter, ...boolsOf(pair), arg: { attributes: 8 } };
       expect(zappedBy(vm, () => expect(vm.unmapGfnRange(range)).toBe(zapped !== 'nothing'))).toBe(zapped);
@@ -367,7 +368,7 @@ describe('form attr-filter on a TD', () => {
     [0, 0],
     [SHARED, 8],
     [PRIVATE, 8],
-    [SHARED | PRIVATE, 16],
+    [BOTH, 16],
   ])('filter %i ages %i leaves', (attrFilter, young) => {
     const vm = makeMappedVm({ filterForm: 'attr-filter' });
     expect(vm.testAgeGfn({ ...ALL, attrFilter })).toBe(young > 0);
@@ -379,11 +380,11 @@ describe('form attr-filter on a TD', () => {
 describe('a VM with one tree ignores the selectors', () => {
   const forms: FilterForm[] = ['rfc-v4', 'tdx-v18', 'gmem-v13', 'none'];
   const rows = (['default', 'sw-protected', 'snp'] as VmType[]).flatMap((type) =>
-    forms.flatMap((form) => PAIRS.map((pair) => ({ type, form, pair }))),
+    forms.flatMap((form) => PAIRS.map((pair) => [type, form, pair] as const)),
   );
-  test.each(rows.filter(({ form, pair }) => form !== 'gmem-v13' || pair !== '(T,T)'))(
-    '$type, form $form, $pair: everything in the range',
-    ({ type, form, pair }) => {
+  test.each(rows.filter(([, form, pair]) => form !== 'gmem-v13' || pair !== '(T,T)'))(
+    '%s, form %s, %s: everything in the range',
+    (type, form, pair) => {
       const vm = makeMappedVm({ type, filterForm: form });
       expect(zappedBy(vm, () => expect(vm.unmapGfnRange({ ...ALL, ...boolsOf(pair) })).toBe(true))).toBe('both');
     },

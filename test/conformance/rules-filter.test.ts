@@ -48,9 +48,9 @@ describe('which trees a range means', () => {
   // arch/x86/kvm/mmu/tdp_mmu.h: kvm_gfn_range_filter_to_root_types()
   test.each(
     (['default', 'sw-protected', 'snp'] as const).flatMap((type) =>
-      [0, 1, 2, 3].map((attrFilter) => ({ type, attrFilter })),
+      [0, 1, 2, 3].map((attrFilter) => [attrFilter, type] as const),
     ),
-  )('R-FLT-3 filter $attrFilter on a $type VM selects the direct root', ({ type, attrFilter }) => {
+  )('R-FLT-3 filter %i on a %s VM selects the direct root', (attrFilter, type) => {
     const vm = makeMappedVm({ type, kernel: 'linux-6.16' });
     expect(zappedBy(vm, () => expect(vm.unmapGfnRange({ ...ALL, attrFilter })).toBe(true))).toBe('both');
   });
