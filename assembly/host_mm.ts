@@ -211,7 +211,7 @@ function setPteAt(hva: u64, flags: u32): void {
 
 /**
  * Unmaps keys [start, end); pte tables stay. `keepHuge`: huge folios of a file stay in its page cache, as those do in any
- * case that are covered in part. Requires: no huge mapping is covered in part.
+ * case that are covered in part. Huge mappings that are covered in part were split before.
  * Mirrors: unmap_page_range(), mm/memory.c
  */
 function unmap(entryPtr: usize, level: i32, start: u64, end: u64, keepHuge: bool): void {
@@ -225,8 +225,13 @@ function unmap(entryPtr: usize, level: i32, start: u64, end: u64, keepHuge: bool
     if ((flagsOf(entryPtr) & PAGE_PRESENT) == 0) return;
     const whole = (start & (pagesOf(level) - 1)) == 0 && end - start == pagesOf(level);
     if (tag == LEAF || whole) {
-      if (!whole && (flagsOf(entryPtr) & PAGE_UNMAPPED) != 0) return;
-      assert(whole, 'a huge page is split before a part of it is unmapped');
+      if (!whole) {
+        if ((flagsOf(entryPtr) & PAGE_UNMAPPED) != 0) return;
+        // Faulted in by a vCPU while the event was held open, after its neighbours were split.
+        setUniform(entryPtr, 2, 1, flagsOf(entryPtr));
+        ltClear(entryPtr, <i32>(start & 511), <i32>((end - 1) & 511) + 1);
+        return;
+      }
       const leafLevel = tag == LEAF ? level : leafLevelOf(entryPtr);
       const flags = keepHuge && leafLevel == 2 ? PAGE_PRESENT | PAGE_UNMAPPED : 0;
       if (tag != LEAF) setUniform(entryPtr, level, leafLevel, flags);

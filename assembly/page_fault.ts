@@ -29,6 +29,7 @@ import { allowedLevel } from './mapping_level';
 import { ATTRIBUTES_LEVEL, memIsPrivate } from './mem_attributes';
 import { endGfnOf, gfnToMemslot, MEM_LOG_DIRTY_PAGES, MEM_READONLY, Memslot, memslotAt } from './memslots';
 import { atEnd, atFlags, atLevel, atTag, LT, pagesOf, reserve, treeFlags, treeRunEnd, UNIFORM } from './page_table';
+import { sideHasRoom } from './side';
 import { ACCESSED, HOST_WRITABLE, KIND, MMU_WRITABLE, NX, PRESENT, WRITABLE } from './spte';
 import { EFAULT, EIO } from './status';
 import {
@@ -127,9 +128,9 @@ export function initFault(fault: Fault, vcpu: u32, gfn: u64, access: u32, privat
   else fault.isPrivate = privateMode;
 }
 
-/** Upper tables and leaf-table blocks that one fault may need, in all the stores it touches. */
+/** Upper tables, leaf-table blocks and a side record: what one fault may need, in all the stores it touches. */
 export function reserveFault(): bool {
-  return reserve(64, 24);
+  return reserve(64, 24) && sideHasRoom();
 }
 
 function slotOf(fault: Fault): Memslot {

@@ -45,6 +45,7 @@ export function pauseForBudget(gfn: u64): void {
 /** Calls that change state pass here: an operation of the VM, or a vCPU's own (a fault). */
 export const GATE_OPERATION: u32 = 0;
 export const GATE_VCPU: u32 = 1;
+/** A guest_memfd's own calls, and the close of any descriptor: a dead VM does not stop them. */
 export const GATE_CLOSE: u32 = 2;
 /** The host's own memory, which outlives the VM. */
 export const GATE_HOST: u32 = 3;

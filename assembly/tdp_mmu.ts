@@ -60,7 +60,6 @@ import {
   MARK,
   MARK_TRACKED,
   pagesOf,
-  reserve,
   reservePaths,
   resetLinked,
   setLeaf,
@@ -75,7 +74,7 @@ import {
   UNIFORM,
 } from './page_table';
 import { pauseForBudget } from './pause';
-import { sideDelete, sideGet, sideHasRoom, sideKey, sideSet } from './side';
+import { sideDelete, sideGet, sideKey, sideSet } from './side';
 import { ACCESSED, DIRTY, HOST_WRITABLE, KIND, MMU_WRITABLE, NX, PRESENT, WRITABLE } from './spte';
 import {
   accepted,
@@ -671,10 +670,6 @@ export function tdpMmuNxDisallowed(root: Root, gfn: u64, level: i32): bool {
   return at == level && isMarked(entry);
 }
 
-export function reserveMap(): bool {
-  return reserve(ctl.rootLevel, 2) && sideHasRoom();
-}
-
 /**
  * Walks to the entry of `level` for `key`, giving UNIFORM areas tables, splitting leaves and linking tables. With
  * `nxLevel` above 0 new tables are nx-disallowed, and counted where a page of nxLevel would have been mapped instead.
@@ -732,7 +727,7 @@ export function newLeafFlags(flags: u32, oldWritableLeaf: bool): u32 {
 
 /**
  * Installs a leaf of `level` with `flags` (D is computed) for `gfn`. `nxLevel`: see pathTo().
- * Requires: reserveMap(). Returns: RET_PF_FIXED, RET_PF_SPURIOUS or RET_PF_BUG.
+ * Requires: room for a path of tables. Returns: RET_PF_FIXED, RET_PF_SPURIOUS or RET_PF_BUG.
  * Mirrors: kvm_tdp_mmu_map(), tdp_mmu_map_handle_target_level()
  */
 export function tdpMmuMap(root: Root, gfn: u64, level: i32, flags: u32, nxLevel: i32): i32 {

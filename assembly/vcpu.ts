@@ -87,8 +87,9 @@ export function unloadRoots(vcpu: Vcpu): void {
 /** Loads roots if none are loaded: an obsolete one counts as loaded. Mirrors: kvm_mmu_reload() */
 function reloadRoots(vcpu: Vcpu): i32 {
   if (vcpu.root != 0) return 0;
-  vcpu.root = takeRoot(ROOT_DIRECT, vcpu.asId);
+  // The mirror root first: the direct one is the newer, and comes first wherever roots are walked.
   if (ctl.vmType == VM_TDX) vcpu.mirrorRoot = takeRoot(ROOT_MIRROR, 0);
+  vcpu.root = takeRoot(ROOT_DIRECT, vcpu.asId);
   return vcpu.root == 0 || (ctl.vmType == VM_TDX && vcpu.mirrorRoot == 0) ? -ENOMEM : 0;
 }
 

@@ -22,7 +22,7 @@ import { invalidateRoots, zapAllFast, zapInvalidatedRoots } from './memory_regio
 import { endGfnOf, memslotAt } from './memslots';
 import { ageGfn, ONLY_PRIVATE, ONLY_SHARED, setSpteGfn, testAgeGfn, unmapGfnRange } from './mmu';
 import { reserve } from './page_table';
-import { EINVAL, EOPNOTSUPP, STATUS_CAPACITY } from './status';
+import { EINVAL, EOPNOTSUPP, STATUS_CAPACITY, STATUS_DESTROYED } from './status';
 import {
   ALL_AS,
   nextRoot,
@@ -264,6 +264,7 @@ export function vmFlushRemoteTlbs(): i32 {
  * Mirrors: kvm_vm_release(), kvm_destroy_vm()
  */
 export function vmDestroy(): i32 {
+  if (ctl.destroyed != 0) return STATUS_DESTROYED;
   if (!reserve(64, 24)) return STATUS_CAPACITY;
   ctl.destroyed = 1;
   if (ctl.openGmems == 0) tearDown();

@@ -84,6 +84,29 @@ const MIB = 1024 * 1024;
 /** A Wasm memory of 32-bit addresses ends here. */
 const MEMORY_MAX = 65536 * 65536;
 
+/** The methods whose exports have other names. */
+const METHOD_NAMES: Readonly<Record<string, string>> = {
+  vcpuRun: 'run',
+  vcpuSetInGuest: 'setInGuest',
+  vcpuFinishFault: 'finishFault',
+  vcpuDropFault: 'dropFault',
+  abiAccess: 'access',
+  abiAccept: 'accept',
+  abiBeginFault: 'beginFault',
+  abiSetAddressSpace: 'enterSmm',
+  abiGmemCreate: 'createGuestMemfd',
+  abiGmemFallocate: 'fallocate',
+  abiGmemMemoryError: 'memoryError',
+  abiEnableCap: 'enableCap',
+  abiGetDirtyLogProtect: 'getDirtyLog',
+  abiClearDirtyLog: 'clearDirtyLog',
+  abiWriteNxHugePages: 'writeParameter',
+  vmSetOption: 'writeParameter',
+  abiRecoverNxHugePages: 'recoverNxHugePages',
+  abiZapGfnRange: 'zapGfnRange',
+  vmFlushRemoteTlbs: 'flushRemoteTlbs',
+};
+
 function flag(value: unknown, name: string, byDefault: boolean): boolean {
   if (value === undefined) return byDefault;
   if (typeof value !== 'boolean') throw new TypeError(`${name} is ${String(value)}: it must be a boolean`);
@@ -277,7 +300,7 @@ export class Vm {
     args: readonly number[],
     gate: number,
     finish: (status: number) => T,
-    method: string = call,
+    method: string = METHOD_NAMES[call] ?? call,
   ): T {
     const wasm = this.#wasm;
     const status = this.#run(() => wasm.gate(gate));
@@ -494,13 +517,13 @@ export class Vm {
   /** @internal */
   gmemFallocate(fd: number, serial: number, mode: number, offset: U64, length: U64): void {
     const values = [fd, serial, mode, ...halvesOf(offset, 'offset'), ...halvesOf(length, 'length')];
-    this.operate('abiGmemFallocate', values, GATE_OPERATION, (status) => {
+    this.operate('abiGmemFallocate', values, GATE_CLOSE, (status) => {
       check(status, 'fallocate', { fd, mode, offset, length });
     });
   }
   /** @internal */
   gmemMemoryError(fd: number, serial: number, pageIndex: number): void {
-    this.operate('abiGmemMemoryError', [fd, serial, pageIndex], GATE_OPERATION, (status) => {
+    this.operate('abiGmemMemoryError', [fd, serial, pageIndex], GATE_CLOSE, (status) => {
       check(status, 'memoryError', { fd, pageIndex });
     });
   }
@@ -619,7 +642,7 @@ export class Vm {
 
   /** Closes the VM. Open guest_memfd files hold it: it then dies with the last of them. */
   destroy(): void {
-    this.operate('abiDestroy', [], GATE_OPERATION, (status) => void check(status, 'destroy', {}), 'destroy');
+    this.operate('abiDestroy', [], GATE_CLOSE, (status) => void check(status, 'destroy', {}), 'destroy');
   }
 
   // --- struct kvm_gfn_range --------------------------------------------------------------------------------------------
