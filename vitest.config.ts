@@ -1,12 +1,15 @@
 import { defineConfig } from 'vitest/config';
 
-// The same tests run on the debug and on the release engine; test/support reads EPTSIM_BUILD.
+// The same tests run on the debug and on the release engine; test/support reads EPTSIM_BUILD. Those of the reference model
+// and of the built command choose no engine and run once.
+const withoutEngine = ['test/model/**/*.test.ts', 'test/unit/cli-*.test.ts'];
+const onThePackage = ['test/package/**/*.test.ts', 'test/browser/**/*.test.ts'];
 const onBothBuilds = ['debug', 'release'].map((build) => ({
   extends: true as const,
   test: {
     name: build,
     include: ['test/**/*.test.ts'],
-    exclude: ['test/package/**', 'test/browser/**'],
+    exclude: [...withoutEngine, ...onThePackage],
     env: { EPTSIM_BUILD: build },
   },
 }));
@@ -21,11 +24,12 @@ export default defineConfig({
     passWithNoTests: false,
     projects: [
       ...onBothBuilds,
+      { extends: true as const, test: { name: 'once', include: withoutEngine } },
       {
         extends: true as const,
         test: {
           name: 'package',
-          include: ['test/package/**/*.test.ts', 'test/browser/**/*.test.ts'],
+          include: onThePackage,
           testTimeout: 180_000,
         },
       },

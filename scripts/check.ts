@@ -6,8 +6,9 @@
 import { spawnSync } from 'node:child_process';
 
 const node = process.execPath;
+const colours = process.stdout.isTTY ? 'force' : 'off';
 const steps: { name: string; command: string[] }[] = [
-  { name: 'format and lint', command: ['node_modules/@biomejs/biome/bin/biome', 'ci', '.'] },
+  { name: 'format and lint', command: ['node_modules/@biomejs/biome/bin/biome', 'ci', `--colors=${colours}`, '.'] },
   { name: 'build (asc without warnings, types of the API)', command: ['scripts/run.mjs', 'build'] },
   { name: 'types', command: ['node_modules/typescript/bin/tsc', '-p', '.'] },
   { name: 'types of assembly', command: ['node_modules/typescript/bin/tsc', '-p', 'assembly'] },
