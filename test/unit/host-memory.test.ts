@@ -805,6 +805,42 @@ describe('other actors on the host', () => {
   });
 });
 
+describe('an event held open between its start and its end', () => {
+  const calls: [string, (vm: Vm) => void, number][] = [
+    ['a partial MADV_DONTNEED', (vm) => advise(vm, 'DONTNEED', 5, 2 * M2 + 5), 3],
+    ['munmap', (vm) => vm.host.munmap(range(5, 2 * M2 + 5)), 3],
+    ['mprotect', (vm) => protect(vm, 5, 2 * M2 + 5, 1), 3],
+    ['mremap', (vm) => vm.host.mremap({ old: SLOT_HVA + PAGE, length: M2 * PAGE, new: SLOT_HVA + 3 * M2 * PAGE }), 6],
+    ['migrate', (vm) => vm.host.migrate(range(0, 3 * M2)), 3],
+  ];
+
+  test.each(calls)('of %s changes nothing of what it does', (_, call, stops) => {
+    const [whole, stepped] = [0, 1].map(() => {
+      const vm = region('thp', 3 * M2);
+      write(vm, 0, 3 * M2);
+      vm.vcpus[0].preFaultMemory({ gpa: GFN * PAGE, size: 3 * M2 * PAGE });
+      return vm;
+    });
+    call(whole);
+    const pieces = stepped.steps({ stopAt: ['notifier-started'] }, () => call(stepped));
+    expect([...pieces].map(({ at }) => at)).toEqual(Array(stops).fill('notifier-started'));
+    expect(stepped.trace()).toEqual(whole.trace());
+    expect(stepped.leafs()).toEqual(whole.leafs());
+    for (let page = 0; page < 3 * M2; page += 71) expect(mapping(stepped, page)).toBe(mapping(whole, page));
+  });
+
+  test.each(calls)('of %s lets faults in, and no leaf goes stale', (_, call) => {
+    const vm = region('thp', 3 * M2);
+    write(vm, 0, 3 * M2);
+    for (const _pause of vm.steps({ stopAt: ['notifier-started'] }, () => call(vm))) {
+      for (let page = 3; page < 3 * M2; page += 200) vm.vcpus[0].access({ gpa: (GFN + page) * PAGE, kind: 'write' });
+      expect(errorOf(() => write(vm, 0))).not.toBeNull();
+    }
+    expect(vm.check()).toEqual([]);
+    expect(vm.invalidate.inProgress).toBe(0);
+  });
+});
+
 describe('a call that the memory of the simulator cannot hold', () => {
   test.each<[string, (vm: Vm) => void]>([
     ['mmap', (vm) => map(vm, 'anon4k', 5, 600)],
