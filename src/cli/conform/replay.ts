@@ -200,8 +200,8 @@ export class Replay implements Performer {
       }
       this.statsBefore = vmStats;
     }
-    const trace = vm === undefined ? [] : (vm.trace() as readonly TracedEvent[]);
     if (vm !== undefined && vm.traceDropped > 0) throw new Error(`the trace dropped ${vm.traceDropped} records`);
+    const trace = vm === undefined ? [] : (vm.trace() as readonly TracedEvent[]);
     if (operation.op === 'page_idle_read' && this.inputs.allowed) returned.ret = idlePages(operation, trace);
     return {
       ret: returned.ret,
@@ -646,12 +646,14 @@ function idlePages(operation: RecordedOperation, trace: readonly TracedEvent[]):
   return (operation.args.pages as number) - young.size;
 }
 
+/** The leafs by address space; within one, roots that hold any are one. */
 function tracedLeafs(vm: Vm): TracedLeafs[] {
-  return vm.leafs().map((run) => ({
+  const leafs = vm.leafs().map((run) => ({
     asId: run.asId,
     level: run.level,
     gfn: run.gfn,
     count: run.count,
     meaning: toMeaning(run.spte as TracedMeaning),
   }));
+  return leafs.sort((a, b) => a.asId - b.asId || a.gfn - b.gfn);
 }
