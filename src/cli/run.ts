@@ -122,7 +122,7 @@ function faultText(error: ScenarioError, file: ScenarioFile | undefined): string
 function placedFaults(faults: ScenarioError['faults'], file: ScenarioFile): string {
   const shown = faults
     .slice(0, FAULTS_SHOWN)
-    .map(({ path, atKey, message }) => `${file.place(path, atKey)}: ${message}`);
+    .map(({ path, atKey, inOptions, message }) => (inOptions ? message : `${file.place(path, atKey)}: ${message}`));
   return [...shown, ...(faults.length > FAULTS_SHOWN ? ['and more'] : [])].join('\n');
 }
 

@@ -16,6 +16,8 @@ export interface ScenarioFault {
   path: ScenarioPath;
   /** The fault is the name at the end of the path, not its value. */
   atKey?: boolean;
+  /** The fault is in what the run was given beside the scenario: a parameter set. The path is empty then. */
+  inOptions?: boolean;
   message: string;
 }
 

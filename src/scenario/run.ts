@@ -153,6 +153,10 @@ class Run {
     return new ScenarioError(this.#scenario.name, [{ path, message, ...(atKey && { atKey }) }], cause);
   }
 
+  #optionError(message: string): ScenarioError {
+    return new ScenarioError(this.#scenario.name, [{ path: [], inOptions: true, message }]);
+  }
+
   /** What failed before is often why a step was refused, and the run has no other result to say it in. */
   #withFailures({ faults, cause }: ScenarioError, variant: string): ScenarioError {
     const before = this.#failures.map((failure) => ({
@@ -195,10 +199,10 @@ class Run {
       if (!Object.hasOwn(parameters, name)) {
         const known = Object.keys(parameters);
         const list = known.length > 0 ? `its parameters are ${known.join(', ')}` : 'it has no parameters';
-        throw this.#error([], `no parameter is named ${describe(name)}${didYouMean(name, known)} (${list})`);
+        throw this.#optionError(`no parameter is named ${describe(name)}${didYouMean(name, known)} (${list})`);
       }
       if (variant.set !== undefined && Object.hasOwn(variant.set, name)) {
-        throw this.#error([...path, 'set', name], `parameter ${name} differs between the variants and can't be set`);
+        throw this.#optionError(`parameter ${name} differs between the variants and can't be set`);
       }
     }
     const values = new Map<string, Value>();
@@ -209,7 +213,7 @@ class Run {
       if (variant.set !== undefined && Object.hasOwn(variant.set, name)) {
         values.set(name, this.#parameter(name, declared, variant.set[name], [...path, 'set', name], scope));
       } else if (Object.hasOwn(set, name)) {
-        values.set(name, this.#parameter(name, declared, set[name], [], scope));
+        values.set(name, this.#parameter(name, declared, set[name], undefined, scope));
       } else {
         const at = isMapping(written) ? [...place, 'default'] : place;
         values.set(name, this.#parameter(name, declared, declared.default, at, scope));
@@ -218,10 +222,15 @@ class Run {
     return values;
   }
 
-  #parameter(name: string, declared: Parameter, written: unknown, path: ScenarioPath, scope: Scope): Value {
+  /** The value of a parameter. `path` leads to what is written; undefined if an option of the run gave it. */
+  #parameter(name: string, declared: Parameter, written: unknown, path: ScenarioPath | undefined, scope: Scope): Value {
+    const refused = (reason: string): ScenarioError => {
+      const message = `parameter ${name}: ${describe(written)} ${reason}`;
+      return path === undefined ? this.#optionError(message) : this.#error(path, message);
+    };
     if (declared.oneOf !== undefined) {
       if (typeof written === 'string' && declared.oneOf.includes(written)) return written;
-      throw this.#error(path, `parameter ${name}: ${describe(written)} is none of ${declared.oneOf.join(', ')}`);
+      throw refused(`is none of ${declared.oneOf.join(', ')}`);
     }
     const limits = (['min', 'max', 'multipleOf'] as const).map((key) => {
       const limit = declared[key];
@@ -237,8 +246,7 @@ class Run {
       return limit === undefined ? [] : [`${rule} ${quantityText(limit)}`];
     });
     const refuse = (reason: string): ScenarioError => {
-      const rest = rules.length > 0 ? `; it must be ${rules.join(', ')}` : '';
-      return this.#error(path, `parameter ${name}: ${describe(written)} ${reason}${rest}`);
+      return refused(rules.length > 0 ? `${reason}; it must be ${rules.join(', ')}` : reason);
     };
     let value: Value;
     try {

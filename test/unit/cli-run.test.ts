@@ -98,6 +98,12 @@ describe('a scenario of ones own', () => {
     expect(stdout).toMatch(/^leaves zapped, direct 4K +7$/m);
   });
 
+  test('is not blamed for a parameter set wrong', () => {
+    const { status, stderr } = eptsim(['run', file('small.yaml', SMALL), '--set', 'pages=17']);
+    expect(stderr).toBe("eptsim: parameter pages: '17' is too large; it must be at least 1, at most 16\n");
+    expect(status).toBe(2);
+  });
+
   test('runs from standard input', () => {
     expect(eptsim(['run', '-', '--json'], { input: SMALL })).toMatchObject({ status: 0 });
   });
