@@ -48,6 +48,7 @@ import {
   ROOT_MIRROR,
   Root,
   rootAt,
+  tdpMmuChildFlags,
   tdpMmuCountFault,
   tdpMmuFreeze,
   tdpMmuMap,
@@ -55,6 +56,7 @@ import {
   tdpMmuMapRun,
   tdpMmuNxDisallowed,
   tdpMmuSideCode,
+  tdpMmuSplitTo,
   tdpMmuThaw,
   tdpMmuWalk,
 } from './tdp_mmu';
@@ -137,6 +139,19 @@ function slotOf(fault: Fault): Memslot {
   return memslotAt(fault.slotAs, fault.slotId);
 }
 
+/** How many of `limit` gfns from `gfn` on go the way of the first: its attribute, outside the hull, no leaf of another kind. */
+function runLimit(fault: Fault, gfn: u64, limit: u64): u64 {
+  if (ctl.invInProgress > 0 && gfn < ctl.invStart) limit = min(limit, ctl.invStart - gfn);
+  if (!hasPrivateMem()) return limit;
+  limit = treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn, gfn + limit) - gfn;
+  const root = rootOf(fault);
+  if (fault.isPrivate != 0 && root !== null && root.kind == ROOT_DIRECT) {
+    tdpMmuWalk(root, gfn);
+    limit = min(limit, atEnd - gfn);
+  }
+  return limit;
+}
+
 function countRetry(gfn: u64): i32 {
   const inHull = ctl.invInProgress > 0 && gfn >= ctl.invStart && gfn < ctl.invEnd;
   count(inHull ? C_RETRIES_HULL : C_RETRIES_SEQ, 1);
@@ -178,9 +193,7 @@ function faultinPfn(fault: Fault): i32 {
   }
   if (mmuInvalidateRetryGfnUnsafe(fault.seq, gfn)) return countRetry(gfn);
   let limit = min(<u64>fault.limitPages, endGfnOf(slot) - gfn);
-  if (limit > 1 && hasPrivateMem()) {
-    limit = treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn, gfn + limit) - gfn;
-  }
+  if (limit > 1) limit = runLimit(fault, gfn, limit);
   if (fault.isPrivate != 0) {
     const error = gmemGetPfn(slot, gfn, limit);
     if (error != 0) {
@@ -271,6 +284,16 @@ function install(fault: Fault, stepwise: bool): i32 {
       fault.newFlags = atFlags;
       fault.runPages = pagesOf(goal) - (gfn & (pagesOf(goal) - 1));
       tdpMmuCountFault(goal);
+      return RET_PF_SPURIOUS;
+    }
+  }
+  if (ctl.profile == PROFILE_6_16 && present && atLevel > goal) {
+    // What a split leaves at the goal may do already.
+    const child = tdpMmuChildFlags(atFlags, atLevel, goal);
+    if (fault.prefetch != 0 || accessAllowed(child, fault.access)) {
+      tdpMmuSplitTo(root, gfn, goal, hugeDisallowed ? requestedLevel : 0);
+      fault.newFlags = child;
+      fault.runPages = pagesOf(goal) - (gfn & (pagesOf(goal) - 1));
       return RET_PF_SPURIOUS;
     }
   }

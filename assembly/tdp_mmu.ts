@@ -464,18 +464,18 @@ export function tdpMmuWrprotMask(asId: u32, gfn: u64, mask: u64): void {
       // The word lies in one table: whether every set bit has a 4K leaf decides where the walk ends.
       let end = gfn + 64;
       let found: u64 = 0;
-      treeAt(entryOf(root), rootEntryLevel(), gfn);
+      tdpMmuWalk(root, gfn);
       const small = atLevel == 1;
       if (small) {
         for (let bit = first; bit <= last; bit++) {
           if (((mask >> bit) & 1) == 0) continue;
-          treeAt(entryOf(root), rootEntryLevel(), gfn + bit);
+          tdpMmuWalk(root, gfn + bit);
           if (atFlags & PRESENT) found++;
         }
         if (found == <u64>popcnt(mask)) {
           let after = last + 1;
           for (; after < 64; after++) {
-            treeAt(entryOf(root), rootEntryLevel(), gfn + after);
+            tdpMmuWalk(root, gfn + after);
             if (atFlags & PRESENT) break;
           }
           end = min(gfn + after + 1, gfn + 64);
@@ -515,7 +515,7 @@ export function tdpMmuWriteProtectGfn(asId: u32, gfn: u64, lowest: i32): void {
   let root = nextRoot(0);
   while (root !== null) {
     if (root.asId == asId && root.invalid == 0) {
-      treeAt(entryOf(root), rootEntryLevel(), gfn);
+      tdpMmuWalk(root, gfn);
       const hit = (atFlags & PRESENT) != 0 && atLevel >= lowest && (atFlags & (WRITABLE | MMU_WRITABLE)) != 0;
       const walkOp = hit ? WALK_MODIFY : WALK_TEST;
       walkRange(root, gfn, gfn + 1, walkOp, 0, WRITABLE | MMU_WRITABLE, lowest, false, false, false);
@@ -703,6 +703,18 @@ function pathTo(root: Root, key: u64, level: i32, nxLevel: i32): usize {
     if (nxLevel != 0 && (tag == LEAF || tag == EMPTY)) markNxDisallowed(entry, 2, nxLevel);
   }
   return entry;
+}
+
+/** Splits the huge leaf that maps `gfn` down to `level` and leaves the child as it is. Requires: reserveMap(). */
+export function tdpMmuSplitTo(root: Root, gfn: u64, level: i32, nxLevel: i32): void {
+  tdpMmuCountFault(level);
+  pathTo(root, gfn | keyBitsOf(root), level, nxLevel);
+}
+
+/** The flags that the child of `level` takes from a huge leaf of `huge` level with `flags`. */
+export function tdpMmuChildFlags(flags: u32, huge: i32, level: i32): u32 {
+  for (let at = huge; at > level; at--) flags = splitFlags(flags, at);
+  return flags;
 }
 
 /** Every table that an exec fault makes forbids huge pages; those in a huge page's place wait to be recovered. */
