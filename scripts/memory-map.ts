@@ -10,7 +10,6 @@ import { transformSync } from 'esbuild';
 const path = 'docs/memory-map.md';
 
 const built = (file: string) => pathToFileURL(join(process.cwd(), 'dist', file)).href;
-const { createVmSync } = (await import(built('index.js'))) as typeof import('../src/index.ts');
 const { COUNTER_NAMES } = (await import(built('engine/exports.js'))) as typeof import('../src/engine/exports.ts');
 
 const sourceOf = (file: string) => readFileSync(`assembly/${file}`, 'utf8');
@@ -56,28 +55,12 @@ const SET_BITS = ['set', '?', '?', '?', '?', '?', '?', '?'];
 
 // --- The small VM ------------------------------------------------------------------------------------------------
 
-const HVA = 0x7f0000000000;
-const SHARED = 2 ** 47;
-const vm = createVmSync({ type: 'tdx', memory: 1 << 20, maxphyaddr: 46, traceRecords: 64 });
-vm.host.mmap({ kind: 'anon4k', hva: HVA, length: 1 << 20 });
-const file = vm.createGuestMemfd({ size: 1 << 20 });
-vm.setUserMemoryRegion2({
-  slot: 0,
-  flags: 4,
-  guestPhysAddr: 0,
-  memorySize: 1 << 20,
-  userspaceAddr: HVA,
-  guestMemfd: file.fd,
-});
-vm.setMemoryAttributes({ address: 0x80000, size: 0x80000, attributes: 8 });
-vm.setMemoryAttributes({ address: 2 ** 32, size: 2 ** 30 + 2 ** 21, attributes: 8 });
-vm.vcpus[0]!.access({ gpa: SHARED, kind: 'write', count: 4 });
-vm.vcpus[0]!.access({ gpa: SHARED + 0x4000, kind: 'read', count: 2 });
-vm.vcpus[0]!.accept({ gpa: 0x80000, size: 0x2000 });
-vm.vcpus[0]!.preFaultMemory({ gpa: 0x82000, size: 0x1000 });
-vm.vcpus[0]!.access({ gpa: SHARED + 0x100000, kind: 'read' });
-vm.trace();
-vm.host.madvise({ hva: HVA + 0x1000, length: 0x1000, advice: 'DONTNEED' });
+/** The VM that the page's example makes. */
+const example = /^```js\n([\s\S]*?)^```/m.exec(readFileSync(path, 'utf8'))?.[1];
+if (example === undefined) throw new Error(`${path} has no example`);
+const program = join(process.cwd(), 'build', 'scripts', 'memory-map-example.mjs');
+writeFileSync(program, `${example.replace("'eptsim'", JSON.stringify(built('index.js')))}\nexport { vm };\n`);
+const { vm } = (await import(pathToFileURL(program).href)) as { vm: import('../src/index.ts').Vm };
 
 const snapshot = vm.snapshot();
 const header = new Uint32Array(snapshot.buffer, 0, snapshot.byteLength >>> 2);
