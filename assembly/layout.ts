@@ -1,7 +1,8 @@
 // The memory map: each region starts where the one before ends. Compile-time addresses up to the ring, whose size the
 // caller chooses; the free-block stacks and the arena share what is left.
 //
-//   0        CONTROL  scalars and counters (control.ts)
+//   0        SCRATCH  of single functions, below 1,024; from there on the texts of the debug build's assertions
+//   ┊        CONTROL  scalars and counters (control.ts)
 //   ┊        PAUSE    the stack of a paused operation
 //   ┊        IO       arguments and results that do not fit registers
 //   ┊        MEMSLOTS records, then their orders by gfn and by hva
@@ -12,7 +13,7 @@
 //
 // TypeScript sizes the memory from the guest; it never grows. Untouched regions cost no host memory.
 
-export const CONTROL_BASE: usize = 1024;
+export const CONTROL_BASE: usize = 16 * 1024;
 export const CONTROL_BYTES: usize = 7 * 1024;
 
 export const PAUSE_BASE: usize = CONTROL_BASE + CONTROL_BYTES;

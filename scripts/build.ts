@@ -197,6 +197,37 @@ function asyncify(wasm: Uint8Array, target: 'debug' | 'release'): Uint8Array {
   }
 }
 
+/** Where the static data of a module stands: [start, end) of each segment. */
+function dataSegments(wasm: Uint8Array): [start: number, end: number][] {
+  const segments: [number, number][] = [];
+  let at = 8;
+  const leb = () => {
+    let value = 0;
+    for (let shift = 0; ; shift += 7) {
+      const byte = wasm[at++]!;
+      value |= (byte & 127) << shift;
+      if (byte < 128) return value >>> 0;
+    }
+  };
+  while (at < wasm.length) {
+    const section = wasm[at++];
+    const end = leb() + at;
+    if (section === 11) {
+      for (let count = leb(); count > 0; count--) {
+        // Flags 0, then i32.const START, end: an active segment of the one memory. START is below 2^31.
+        if (leb() !== 0 || wasm[at++] !== 0x41) throw new BuildError('a data segment is not at a constant address');
+        const start = leb();
+        at++;
+        const bytes = leb();
+        segments.push([start, start + bytes]);
+        at += bytes;
+      }
+    }
+    at = end;
+  }
+  return segments;
+}
+
 async function checkEngine(wasm: Uint8Array, target: 'debug' | 'release'): Promise<void> {
   const module = await WebAssembly.compile(wasm as BufferSource);
   const imports = WebAssembly.Module.imports(module).map((entry) => `${entry.module}.${entry.name}`);
@@ -205,6 +236,13 @@ async function checkEngine(wasm: Uint8Array, target: 'debug' | 'release'): Promi
     throw new BuildError(
       `the ${target} engine imports ${surplus.join(', ')}; allowed: ${allowedImports[target].join(', ')}`,
     );
+  }
+  const base =
+    Number(/CONTROL_BASE: usize = (\d+) \* 1024;/.exec(readFileSync(at('assembly/layout.ts'), 'utf8'))?.[1]) * 1024;
+  for (const [start, end] of dataSegments(wasm)) {
+    if (!(start >= 1024 && end <= base)) {
+      throw new BuildError(`the ${target} engine has static data at [${start}, ${end}), outside [1024, ${base})`);
+    }
   }
   const names = WebAssembly.Module.exports(module).map((entry) => entry.name);
   for (const name of [

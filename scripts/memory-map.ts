@@ -245,6 +245,7 @@ function size(bytes: number): string {
 
 function regionTable(): string {
   const rows: [name: string, start: string, bytes: number, what: string][] = [
+    ['SCRATCH', '', layout.CONTROL_BASE!, 'of single functions; from 1,024 on the texts of the debug build'],
     ['CONTROL', 'CONTROL_BASE', layout.CONTROL_BYTES!, 'scalars (1 KiB), then the counters, 8 bytes each'],
     ['PAUSE', 'PAUSE_BASE', layout.PAUSE_BYTES!, 'the stack of a paused operation'],
     ['IO', 'IO_BASE', layout.IO_BYTES!, 'arguments and results that do not fit registers'],
@@ -288,7 +289,8 @@ function regionTable(): string {
     ],
   ];
   const lines = rows.map(
-    ([name, start, bytes, what]) => `${hexOf(layout[start]!)}  ${name.padEnd(10)}  ${size(bytes).padStart(8)}  ${what}`,
+    ([name, start, bytes, what]) =>
+      `${hexOf(start === '' ? 0 : layout[start]!)}  ${name.padEnd(10)}  ${size(bytes).padStart(8)}  ${what}`,
   );
   lines.push(
     `${hexOf(layout.RING_BASE!)}  ${'RING'.padEnd(10)}  ${'chosen'.padStart(8)}  trace records of ${layout.TRACE_RECORD_BYTES}, at most traceRecords of them`,
