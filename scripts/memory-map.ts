@@ -238,7 +238,7 @@ for (let sizeClass = 0; sizeClass < layout.CLASS_COUNT!; sizeClass++) {
 
 const hexOf = (value: number) => `0x${value.toString(16).padStart(8, '0')}`;
 function size(bytes: number): string {
-  if (bytes % 1048576 === 0) return `${bytes / 1048576} MiB`;
+  if (bytes % 524288 === 0 && bytes > 524288) return `${bytes / 1048576} MiB`;
   if (bytes % 1024 === 0) return `${bytes / 1024} KiB`;
   return `${bytes.toLocaleString('en-US')} B`;
 }
@@ -253,39 +253,44 @@ function regionTable(): string {
       'MEMSLOTS',
       'MEMSLOTS_BASE',
       layout.MEMSLOTS_MAX! * layout.MEMSLOT_BYTES!,
-      `${layout.MEMSLOTS_MAX} records of ${layout.MEMSLOT_BYTES}: two address spaces of 32,768 ids`,
+      `${layout.MEMSLOTS_MAX!.toLocaleString('en-US')} records of ${layout.MEMSLOT_BYTES}: two address spaces of 32,768 ids`,
     ],
     ['SLOT_ORDER', 'SLOT_ORDER_BASE', layout.SLOT_ORDER_BYTES!, 'ids by gfn and by hva, for each address space'],
     [
       'ROOTS',
       'ROOTS_BASE',
       layout.ROOTS_MAX! * layout.ROOT_BYTES!,
-      `${layout.ROOTS_MAX} records of ${layout.ROOT_BYTES}`,
+      `${layout.ROOTS_MAX!.toLocaleString('en-US')} records of ${layout.ROOT_BYTES}`,
     ],
     [
       'VCPUS',
       'VCPUS_BASE',
       layout.VCPUS_MAX! * layout.VCPU_BYTES!,
-      `${layout.VCPUS_MAX} records of ${layout.VCPU_BYTES}`,
+      `${layout.VCPUS_MAX!.toLocaleString('en-US')} records of ${layout.VCPU_BYTES}`,
     ],
     [
       'FAULTS',
       'FAULTS_BASE',
       layout.FAULTS_MAX! * layout.FAULT_BYTES!,
-      `${layout.FAULTS_MAX} records of ${layout.FAULT_BYTES}`,
+      `${layout.FAULTS_MAX!.toLocaleString('en-US')} records of ${layout.FAULT_BYTES}`,
     ],
     [
       'GMEM',
       'GMEM_BASE',
       layout.GMEMS_MAX! * layout.GMEM_BYTES!,
-      `${layout.GMEMS_MAX} records of ${layout.GMEM_BYTES}`,
+      `${layout.GMEMS_MAX!.toLocaleString('en-US')} records of ${layout.GMEM_BYTES}`,
     ],
-    ['VMAS', 'VMAS_BASE', layout.VMAS_MAX! * layout.VMA_BYTES!, `${layout.VMAS_MAX} records of ${layout.VMA_BYTES}`],
+    [
+      'VMAS',
+      'VMAS_BASE',
+      layout.VMAS_MAX! * layout.VMA_BYTES!,
+      `${layout.VMAS_MAX!.toLocaleString('en-US')} records of ${layout.VMA_BYTES}`,
+    ],
     [
       'SIDE',
       'SIDE_BASE',
       layout.SIDE_CAPACITY! * layout.SIDE_BYTES!,
-      `${layout.SIDE_CAPACITY} records of ${layout.SIDE_BYTES}, a hash table`,
+      `${layout.SIDE_CAPACITY!.toLocaleString('en-US')} records of ${layout.SIDE_BYTES}, a hash table`,
     ],
   ];
   const lines = rows.map(
