@@ -29,8 +29,9 @@ import {
   mmuNotifierInvalidateRangeEnd,
   mmuNotifierInvalidateRangeStart,
   mmuNotifierTestAge,
+  wantEvent,
 } from './notifier';
-import { reserve } from './page_table';
+import { reserveWanted, wantNothing } from './page_table';
 import { EINVAL, EOPNOTSUPP, STATUS_CAPACITY } from './status';
 import { vcpuAccept, vcpuAccess, vcpuBeginFault, vcpuPreFaultMemory, vcpuSetAddressSpace } from './vcpu';
 import {
@@ -249,9 +250,16 @@ export function abiHostFailHugePage(hvaLow: u32, hvaHigh: u32, lengthLow: u32, l
 
 // --- The notifier, called bare ---------------------------------------------------------------------------------------
 
+function reserveEvent(start: u64, end: u64): bool {
+  wantNothing();
+  wantEvent(start, end);
+  return reserveWanted();
+}
 export function abiInvalidateRangeStart(startLow: u32, startHigh: u32, endLow: u32, endHigh: u32, blockable: u32): i32 {
-  if (!reserve(64, 24)) return STATUS_CAPACITY;
-  return mmuNotifierInvalidateRangeStart(u64Of(startLow, startHigh), u64Of(endLow, endHigh), blockable != 0) ? 1 : 0;
+  const start = u64Of(startLow, startHigh);
+  const end = u64Of(endLow, endHigh);
+  if (!reserveEvent(start, end)) return STATUS_CAPACITY;
+  return mmuNotifierInvalidateRangeStart(start, end, blockable != 0) ? 1 : 0;
 }
 export function abiInvalidateRangeEnd(startLow: u32, startHigh: u32, endLow: u32, endHigh: u32): i32 {
   if (ctl.notifierActive == 0) return -EINVAL;
@@ -259,9 +267,9 @@ export function abiInvalidateRangeEnd(startLow: u32, startHigh: u32, endLow: u32
   return 0;
 }
 export function abiNotifierAge(startLow: u32, startHigh: u32, endLow: u32, endHigh: u32, flush: u32): i32 {
-  if (!reserve(64, 24)) return STATUS_CAPACITY;
   const start = u64Of(startLow, startHigh);
   const end = u64Of(endLow, endHigh);
+  if (!reserveEvent(start, end)) return STATUS_CAPACITY;
   return (flush != 0 ? mmuNotifierAgeFlush(start, end) : mmuNotifierAge(start, end)) ? 1 : 0;
 }
 export function abiNotifierTestAge(hvaLow: u32, hvaHigh: u32): i32 {

@@ -25,9 +25,11 @@ export class Control {
   stackCount2: u32;
   stackCount3: u32;
   stackCount4: u32;
-  /** Debug: the reservation that is refused, counted from 1; 0 = none. */
+  /** For tests: how many reservations from now the one comes that is refused; 0 = none. */
   failReservation: u32;
-  reservations: u32;
+  /** What a paused operation reserved: upper tables, and blocks of leaf tables. */
+  heldBlocks: u32;
+  heldUppers: u64;
   // What the VM is; fixed by vmCreate().
   vmType: u32;
   profile: u32;
@@ -75,6 +77,9 @@ export class Control {
   mmioGen1: u32;
   zapAllGen: u32;
   tdFinalized: u32;
+  /** Slots that share a page of host memory, at most, of all there ever were. */
+  hvaAliases: u32;
+  pad0: u32;
   slotsPages: u64;
   slotsPagesMax: u64;
   directBits: u64;

@@ -8,9 +8,25 @@ import { zapCollapsible } from './collapse';
 import { C_LOCK_SECTIONS, count, ctl } from './control';
 import { IO_BASE, IO_BYTES, USER_MEM_SLOTS } from './layout';
 import { DIRTY_LEVEL, dirtyTree, endGfnOf, MEM_LOG_DIRTY_PAGES, MEM_READONLY, Memslot, memslotAt } from './memslots';
-import { atEnd, atFlags, freeSubtree, reserve, treeAt, treeSet } from './page_table';
+import {
+  atEnd,
+  atFlags,
+  freeSubtree,
+  reserveWanted,
+  treeAt,
+  treeSet,
+  wantCuts,
+  wantNothing,
+  wantScattered,
+} from './page_table';
 import { EINVAL, ENOENT, STATUS_CAPACITY } from './status';
-import { tdpMmuTrySplitHugePages, tdpMmuWriteProtectGfn, tdpMmuWrprotMask, tdpMmuWrprotRange } from './tdp_mmu';
+import {
+  tdpMmuTrySplitHugePages,
+  tdpMmuWriteProtectGfn,
+  tdpMmuWrprotMask,
+  tdpMmuWrprotRange,
+  wantScatteredWalks,
+} from './tdp_mmu';
 import { flushRemoteTlbsRange } from './tlb';
 import { EV_CLEAR_DIRTY_MASK, EV_SPLIT_HUGE, EV_WRITE_PROTECT_GFN, EV_WRPROT_SLOT, trace, trace2 } from './trace';
 
@@ -52,7 +68,7 @@ export function applyDirtyFlags(slot: Memslot): void {
   flushRemoteTlbsRange(start, slot.npages);
 }
 
-/** A page of a logged slot was made writable. Requires: reserve(4, 1). Mirrors: mark_page_dirty_in_slot() */
+/** A page of a logged slot was made writable. Requires: reserveFault(). Mirrors: mark_page_dirty_in_slot() */
 export function markPageDirty(slot: Memslot, gfn: u64): void {
   markPagesDirty(slot, gfn, gfn + 1);
 }
@@ -147,6 +163,17 @@ export function getDirtyLogCheck(asIdAndSlot: u32): i32 {
   return loggedSlot(asIdAndSlot);
 }
 
+/** Reserves for taking any bits of pages [first, end) and write-protecting what they stand for. */
+function reserveProtect(slot: Memslot, first: u64, end: u64): bool {
+  wantNothing();
+  if (first < end) {
+    wantCuts(dirtyTree(slot), DIRTY_LEVEL, first, end);
+    wantScattered(dirtyTree(slot), DIRTY_LEVEL, first, end, false);
+    wantScatteredWalks(slot.asId, slot.baseGfn + first, slot.baseGfn + end);
+  }
+  return reserveWanted();
+}
+
 /**
  * KVM_GET_DIRTY_LOG after dirtyRuns() has been read: without manual protection, takes the bits and write-protects.
  * Mirrors: kvm_get_dirty_log_protect()
@@ -156,12 +183,11 @@ export function getDirtyLogProtect(asIdAndSlot: u32): i32 {
   if (error != 0) return error;
   if (ctl.manualDirtyLog != 0) return 0;
   const slot = memslotAt(asIdAndSlot >> 16, asIdAndSlot & 0xffff);
-  if (!reserve(16, 8)) return STATUS_CAPACITY;
+  let offset = nextDirtyWord(slot, 0);
+  if (!reserveProtect(slot, offset, slot.npages)) return STATUS_CAPACITY;
   count(C_LOCK_SECTIONS, 1);
   let flush = false;
-  let offset = nextDirtyWord(slot, 0);
   while (offset < slot.npages) {
-    if (!reserve(16, 8)) return STATUS_CAPACITY;
     const mask = dirtyWord(slot, offset);
     treeSet(dirtyTree(slot), DIRTY_LEVEL, offset, min(offset + 64, slot.npages), 1, 0);
     enableLogMasked(slot, offset, mask);
@@ -186,13 +212,12 @@ export function clearDirtyLog(asIdAndSlot: u32, firstPage: u64, numPages: u32, b
   const slot = memslotAt(asId, id);
   if (firstPage > slot.npages || <u64>numPages > slot.npages - firstPage) return -EINVAL;
   if (<u64>numPages < slot.npages - firstPage && (numPages & 63) != 0) return -EINVAL;
-  if (!reserve(16, 8)) return STATUS_CAPACITY;
-  count(C_LOCK_SECTIONS, 1);
-  let flush = false;
   const end = firstPage + <u64>numPages;
   let offset = nextDirtyWord(slot, firstPage);
+  if (!reserveProtect(slot, offset, end)) return STATUS_CAPACITY;
+  count(C_LOCK_SECTIONS, 1);
+  let flush = false;
   while (offset < end) {
-    if (!reserve(16, 8)) return STATUS_CAPACITY;
     const wordIndex = ((offset - firstPage) >> 6) % <u64>(bitmapBytes >> 3);
     const mask = load<u64>(IO_BASE + <usize>(wordIndex << 3)) & dirtyWord(slot, offset);
     if (mask != 0) {

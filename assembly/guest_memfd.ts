@@ -24,8 +24,19 @@ import {
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { GMEM_BYTES, GMEMS_MAX } from './layout';
 import { BY_GFN, Memslot, slotAtPlace, slotCount } from './memslots';
-import { SELECT_GMEM, unmapGfnRange } from './mmu';
-import { freeSubtree, reserve, treeCount, treeFlags, treeModify, treeRunEnd, treeSet } from './page_table';
+import { SELECT_GMEM, unmapGfnRange, wantGfnRange } from './mmu';
+import {
+  freeSubtree,
+  reserveWanted,
+  treeCount,
+  treeFlags,
+  treeModify,
+  treeRunEnd,
+  treeSet,
+  wantCuts,
+  wantLeafTables,
+  wantNothing,
+} from './page_table';
 import { PAUSE_GMEM_ZAPPED, pausePoint } from './pause';
 import { EBADF, EFAULT, EHWPOISON, EINVAL, ENOMEM, EOPNOTSUPP, STATUS_CAPACITY } from './status';
 import { flushRemoteTlbs } from './tlb';
@@ -170,16 +181,18 @@ function truncatePages(gmem: Gmem, start: u64, end: u64): void {
   if (freed != 0) treeSet(tree, PAGES_LEVEL, start, end, 1, 0);
 }
 
-function bindingsOf(file: u32): u32 {
-  let bindings: u32 = 0;
+/** Reserves for zapping pages [start, end) in each binding that they meet, and for freeing them. */
+function reserveInvalidation(file: u32, start: u64, end: u64): bool {
+  wantNothing();
+  wantCuts(pagesTree(gmemAt(file - 1)), PAGES_LEVEL, start, end);
   for (let place: u32 = 0; place < slotCount(0); place++) {
-    if (slotAtPlace(0, BY_GFN, place).gmem == file) bindings++;
+    const slot = slotAtPlace(0, BY_GFN, place);
+    const first = slot.gmemPgoff;
+    const after = first + slot.npages;
+    if (slot.gmem != file || first >= end || after <= start) continue;
+    wantGfnRange(slot, slot.baseGfn + (max(first, start) - first), slot.baseGfn + (min(after, end) - first));
   }
-  return bindings;
-}
-function reserveInvalidation(file: u32): bool {
-  const bindings = bindingsOf(file);
-  return reserve(12 + bindings * 24, 4 + bindings * 8);
+  return reserveWanted();
 }
 
 // --- System calls ----------------------------------------------------------------------------------------------------
@@ -197,7 +210,7 @@ export function gmemFallocate(fd: i32, serial: u32, mode: u32, offset: u64, leng
   const start = offset >> 12;
   const end = (offset + length) >> 12;
   if (mode & FALLOC_PUNCH_HOLE) {
-    if (!reserveInvalidation(file)) return STATUS_CAPACITY;
+    if (!reserveInvalidation(file, start, end)) return STATUS_CAPACITY;
     const met = gmemInvalidateBegin(file, start, end);
     pausePoint(PAUSE_GMEM_ZAPPED);
     truncatePages(gmem, start, end);
@@ -205,20 +218,22 @@ export function gmemFallocate(fd: i32, serial: u32, mode: u32, offset: u64, leng
     return 0;
   }
   if (offset + length > gmem.sizeBytes) return -EINVAL;
-  if (!reserve(12, 2)) return STATUS_CAPACITY;
+  wantNothing();
+  wantCuts(pagesTree(gmem), PAGES_LEVEL, start, end);
+  wantLeafTables(pagesTree(gmem), PAGES_LEVEL, start, end);
+  if (!reserveWanted()) return STATUS_CAPACITY;
   allocatePages(gmem, start, end);
   return 0;
 }
 const EFBIG: i32 = 27;
 
-/** Makes pages [start, end) resident; those that are keep their content. Requires: reserve(12, 2). */
+/** Makes pages [start, end) resident; those that are keep their content. Requires: room is reserved. */
 function allocatePages(gmem: Gmem, start: u64, end: u64): void {
   const tree = pagesTree(gmem);
   let page = start;
   while (page < end) {
     const run = treeRunEnd(tree, PAGES_LEVEL, page, end);
     if (treeFlags(tree, PAGES_LEVEL, page) == 0) {
-      if (!reserve(12, 2)) return;
       treeSet(tree, PAGES_LEVEL, page, run, 1, PAGE_RESIDENT);
       count(C_GMEM_PAGES_ALLOCATED, run - page);
     }
@@ -230,8 +245,8 @@ function allocatePages(gmem: Gmem, start: u64, end: u64): void {
 export function gmemRelease(fd: i32, serial: u32): i32 {
   const file = gmemByHandle(fd, serial);
   if (file == 0) return -EBADF;
-  if (!reserveInvalidation(file)) return STATUS_CAPACITY;
   const gmem = gmemAt(file - 1);
+  if (!reserveInvalidation(file, 0, gmem.sizeBytes >> 12)) return STATUS_CAPACITY;
   const met = gmemInvalidateBegin(file, 0, LAST_INDEX);
   pausePoint(PAUSE_GMEM_ZAPPED);
   for (let place: u32 = 0; place < slotCount(0); place++) {
@@ -253,7 +268,7 @@ export function gmemMemoryError(fd: i32, serial: u32, page: u64): i32 {
   if (file == 0) return -EBADF;
   const gmem = gmemAt(file - 1);
   if (page >= gmem.sizeBytes >> 12) return -EINVAL;
-  if (!reserveInvalidation(file)) return STATUS_CAPACITY;
+  if (!reserveInvalidation(file, page, page + 1)) return STATUS_CAPACITY;
   const met = gmemInvalidateBegin(file, page, page + 1);
   const tree = pagesTree(gmem);
   if (treeFlags(tree, PAGES_LEVEL, page) == 0) {
@@ -273,7 +288,7 @@ export let gmemRunPages: u64 = 0;
 
 /**
  * The page behind a private gfn, allocated on demand and up to `limitPages` more behind it. Returns 0 or -errno.
- * Requires: reserve(12, 2). Mirrors: kvm_gmem_get_pfn()
+ * Requires: reserveFault(). Mirrors: kvm_gmem_get_pfn()
  */
 export function gmemGetPfn(slot: Memslot, gfn: u64, limitPages: u64): i32 {
   if (slot.gmem == 0) return -EFAULT;
@@ -291,7 +306,7 @@ export function gmemGetPfn(slot: Memslot, gfn: u64, limitPages: u64): i32 {
   return 0;
 }
 
-/** The guest put content into private pages of `slot`. Requires: reserve(12, 4). */
+/** The guest put content into private pages of `slot`. Requires: reserveFault(). */
 export function gmemContentWritten(slot: Memslot, startGfn: u64, endGfn: u64): void {
   if (slot.gmem == 0) return;
   const offset = slot.gmemPgoff - slot.baseGfn;

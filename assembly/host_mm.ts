@@ -45,13 +45,14 @@ import {
   vmaAt,
 } from './host_vma';
 import { VMA_BYTES } from './layout';
-import { BY_HVA, endHvaOf, slotAtPlace, slotCount } from './memslots';
 import {
   hostBackingGone,
   mmuNotifierAge,
   mmuNotifierChangePte,
   mmuNotifierInvalidateRangeEnd,
   mmuNotifierInvalidateRangeStart,
+  wantEvent,
+  wantEvents,
 } from './notifier';
 import {
   atEnd,
@@ -70,9 +71,8 @@ import {
   linkTable,
   ltClear,
   ltCount,
-  ltRunEnd,
   pagesOf,
-  reserve,
+  reserveWanted,
   setEmpty,
   setLeaf,
   setUniform,
@@ -82,6 +82,10 @@ import {
   treeModify,
   treeSet,
   UNIFORM,
+  want,
+  wantCuts,
+  wantLeafTables,
+  wantNothing,
 } from './page_table';
 import { PAUSE_NOTIFIER_STARTED, pausePoint } from './pause';
 import { EACCES, EFAULT, EINVAL, ENOMEM, STATUS_CAPACITY } from './status';
@@ -328,69 +332,49 @@ function mappedEnd(key: u64, limit: u64): u64 {
 
 // --- Reservations ----------------------------------------------------------------------------------------------------
 
-/** Upper tables that cutting the page table at `key` has to link at most. */
-function uppersToCutAt(key: u64): u32 {
-  let entryPtr = HOST_TREE;
-  let level = HOST_LEVEL;
-  while (level > 2 && (key & (pagesOf(level) - 1)) != 0) {
-    if (tagOf(entryPtr) != TABLE) return <u32>(level - 2);
-    level--;
-    entryPtr = childPtr(entryPtr, indexAt(key, level));
-  }
-  return 0;
-}
-
-/** Leaf tables within keys [start, end) whose pages differ: each may need a larger block when one is changed. */
-function mixedLeafTables(entryPtr: usize, level: i32, start: u64, end: u64): u32 {
-  const tag = tagOf(entryPtr);
-  if (tag == LT) return ltRunEnd(entryPtr, 0, 512) < 512 ? 1 : 0;
-  if (tag != TABLE) return 0;
-  const childLevel = level - 1;
-  const pages = pagesOf(childLevel);
-  let mixed: u32 = 0;
-  let at = start;
-  while (at < end) {
-    const next = min((at & ~(pages - 1)) + pages, end);
-    mixed += mixedLeafTables(childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next);
-    at = next;
-  }
-  return mixed;
-}
-
-/** Memslots that meet [start, end), counted to 4: how often an event can change KVM's tables, in practice. */
-function slotsMet(start: u64, end: u64): u32 {
-  let met: u32 = 0;
-  for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
-    for (let place: u32 = 0; place < slotCount(asId) && met < 4; place++) {
-      const slot = slotAtPlace(asId, BY_HVA, place);
-      if (slot.hva >= end) break;
-      if (endHvaOf(slot) > start) met++;
-    }
-  }
-  return met;
-}
-
 /**
- * Reserves for an operation on [start, end) beside `uppers` and `leafs`: in the host's page table a cut at either end
- * and at the bounds of each area between, one more place that moves along, and growth of every table that is mixed
- * already; in KVM's the cuts that the events at these places make, in each slot.
+ * Reserves what any operation on [start, end) can need: in the page table a cut at either end and at the bounds of each
+ * area between, one more place that moves along, and growth of every table that is stored already; in the slots, `events`.
  */
-function reserveRangeAnd(start: u64, end: u64, uppers: u32, leafs: u32): bool {
-  uppers += uppersToCutAt(start >> 12) + uppersToCutAt((end + PAGE - 1) >> 12) + 8;
-  leafs += 6;
-  let cuts: u32 = 8;
+function reserveRange(start: u64, end: u64, events: u32): bool {
+  wantNothing();
+  wantHostRange(start, end);
+  wantRangeEvents(start, end, events);
+  return reserveWanted();
+}
+function wantHostRange(start: u64, end: u64): void {
+  want(8, 6);
+  wantCuts(HOST_TREE, HOST_LEVEL, start >> 12, (end + PAGE - 1) >> 12);
   for (let index = findVma(start); index < ctl.vmaCount && vmaAt(index).start < end; index++) {
     const vma = vmaAt(index);
-    uppers += uppersToCutAt(vma.start >> 12) + uppersToCutAt(vma.end >> 12);
-    leafs += 2;
-    cuts += 4;
+    wantCuts(HOST_TREE, HOST_LEVEL, vma.start >> 12, vma.end >> 12);
   }
-  const mixed = mixedLeafTables(HOST_TREE, HOST_LEVEL, start >> 12, (end + PAGE - 1) >> 12);
-  const slots = slotsMet(start, end);
-  return reserve(uppers + 4 * cuts * slots, leafs + mixed + (cuts + mixed) * slots);
+  wantLeafTables(HOST_TREE, HOST_LEVEL, start >> 12, (end + PAGE - 1) >> 12);
 }
-function reserveRange(start: u64, end: u64): bool {
-  return reserveRangeAnd(start, end, 0, 0);
+
+/** One event for all of the range, beside the splits of huge pages at its ends. */
+const EVENT_WHOLE: u32 = 0;
+/** As EVENT_WHOLE in each area, or in each entry of the top-level table: one event if the range lies in one of each. */
+const EVENT_AREAS: u32 = 1;
+/** Any number of events, for any pages of the range and of the huge pages at its ends. */
+const EVENT_PAGES: u32 = 2;
+
+function wantRangeEvents(start: u64, end: u64, events: u32): void {
+  if (start >= end) return;
+  let whole = events == EVENT_WHOLE;
+  if (events == EVENT_AREAS) {
+    const index = findVma(start);
+    whole = (index == ctl.vmaCount || vmaAt(index).end >= end) && down(start, P4D) == down(end - 1, P4D);
+  }
+  if (!whole) {
+    wantEvents(down(start, PUD), up(end, PUD));
+    return;
+  }
+  wantEvent(start, end);
+  const first = down(start, PMD);
+  if (first != start) wantEvent(first, first + PMD);
+  const last = down(end, PMD);
+  if (last != end) wantEvent(last, last + PMD);
 }
 
 // --- Splits and area changes -----------------------------------------------------------------------------------------
@@ -604,7 +588,7 @@ function faultPage(index: u32, page: u64, limitPages: u64, write: bool): void {
 /**
  * Faults in one page for KVM; a uniform area follows at once, up to `limitPages`. Results: hostLevel, hostWritable,
  * hostRunPages, hostNotifiedSlot.
- * Requires: reserve(12, 3).
+ * Requires: reserveFault().
  * Returns: -EFAULT without an area that allows the access.
  * Mirrors: hva_to_pfn(), virt/kvm/kvm_main.c; check_vma_flags(), mm/gup.c; handle_mm_fault(), mm/memory.c
  */
@@ -638,12 +622,15 @@ export function hostAccess(start: u64, lengthBytes: u64, write: bool, stepBytes:
   if (stepBytes == 0 || end < start || end > TASK_SIZE) return -EINVAL;
   if (lengthBytes == 0) return 0;
   if (stepBytes <= PAGE) {
-    if (!reserveRange(start, end)) return STATUS_CAPACITY;
+    if (!reserveRange(start, end, EVENT_PAGES)) return STATUS_CAPACITY;
   } else {
     // Scattered: a table of ptes for each touch, and the uppers to reach it.
+    wantNothing();
     const leafs = min(lengthBytes / stepBytes, lengthBytes >> 21) + 8;
-    const uppers = (lengthBytes >> 30) + (lengthBytes >> 39) + (lengthBytes >> 48) + 16;
-    if (leafs > 1 << 28 || !reserveRangeAnd(start, end, <u32>uppers, <u32>leafs)) return STATUS_CAPACITY;
+    want((lengthBytes >> 30) + (lengthBytes >> 39) + (lengthBytes >> 48) + 16, leafs);
+    wantLeafTables(HOST_TREE, HOST_LEVEL, start >> 12, (end + PAGE - 1) >> 12);
+    wantRangeEvents(start, end, EVENT_PAGES);
+    if (!reserveWanted()) return STATUS_CAPACITY;
   }
   const lastPage = (start + ((lengthBytes - 1) / stepBytes) * stepBytes) >> 12;
   let at = start;
@@ -719,7 +706,7 @@ export function hostMmap(kind: u32, start: u64, end: u64, prot: u32): i32 {
   end = up(end, unit);
   if (end > TASK_SIZE) return -ENOMEM;
   if (ctl.vmaCount >= MAX_MAP_COUNT) return -ENOMEM;
-  if (!reserveRange(start, end)) return STATUS_CAPACITY;
+  if (!reserveRange(start, end, EVENT_WHOLE)) return STATUS_CAPACITY;
   const status = unmapAreas(start, end);
   if (status != 0) return status;
   const vma = insertVma(findVma(start));
@@ -752,7 +739,7 @@ export function hostMmap(kind: u32, start: u64, end: u64, prot: u32): i32 {
 export function hostMunmap(start: u64, end: u64): i32 {
   if ((start & (PAGE - 1)) != 0 || end <= start || end > TASK_SIZE) return -EINVAL;
   end = up(end, PAGE);
-  if (!reserveRange(start, end)) return STATUS_CAPACITY;
+  if (!reserveRange(start, end, EVENT_WHOLE)) return STATUS_CAPACITY;
   return unmapAreas(start, end);
 }
 
@@ -785,7 +772,7 @@ export function hostMprotect(start: u64, end: u64, prot: u32): i32 {
   if (end == start) return 0;
   if (end > TASK_SIZE || end < start) return -ENOMEM;
   end = up(end, PAGE);
-  if (!reserveRange(start, end)) return STATUS_CAPACITY;
+  if (!reserveRange(start, end, EVENT_AREAS)) return STATUS_CAPACITY;
   let at = start;
   while (at < end) {
     const index = lookupVma(at);
@@ -876,18 +863,18 @@ export function hostMremap(oldStart: u64, lengthBytes: u64, newStart: u64): i32 
   const newEnd = newStart + length;
   const firstPage = oldStart >> 12;
   const endPage = oldEnd >> 12;
-  let uppers = storedTables(HOST_TREE, HOST_LEVEL, firstPage, endPage, false) + 32;
-  let leafs = storedTables(HOST_TREE, HOST_LEVEL, firstPage, endPage, true) + 16;
+  wantNothing();
+  const tables = storedTables(HOST_TREE, HOST_LEVEL, firstPage, endPage, false);
+  want(<u64>tables + 32, <u64>storedTables(HOST_TREE, HOST_LEVEL, firstPage, endPage, true) + 16);
+  wantHostRange(newStart, newEnd);
+  wantRangeEvents(newStart, newEnd, EVENT_WHOLE);
+  wantRangeEvents(oldStart, oldEnd, EVENT_WHOLE);
   if (((newStart - oldStart) & (PMD - 1)) != 0) {
-    // Huge pages and pte tables no longer fall on table bounds at the new place.
-    uppers += <u32>(length >> 30);
-    leafs += <u32>(length >> 30);
+    // Huge pages and pte tables no longer fall on table bounds at the new place; each huge page is split.
+    want(length >> 30, length >> 30);
+    wantRangeEvents(oldStart, oldEnd, EVENT_PAGES);
   }
-  // The old range is one area's: its events cut KVM's tables as often as one more area at the new place would.
-  const oldSlots = slotsMet(oldStart, oldEnd);
-  uppers += 48 * oldSlots;
-  leafs += (12 + leafs) * oldSlots;
-  if (!reserveRangeAnd(newStart, newEnd, uppers, leafs)) return STATUS_CAPACITY;
+  if (!reserveWanted()) return STATUS_CAPACITY;
   const status = unmapAreas(newStart, newEnd);
   if (status != 0) return status;
   index = lookupVma(oldStart);
@@ -1139,7 +1126,7 @@ export function hostMadvise(start: u64, lengthBytes: u64, advice: u32): i32 {
   // Nothing is mapped beyond user addresses: the walk need not go there.
   const stop = min(end, TASK_SIZE);
   if (start >= stop) return -ENOMEM;
-  if (!reserveRange(start, stop)) return STATUS_CAPACITY;
+  if (!reserveRange(start, stop, eventsOf(advice))) return STATUS_CAPACITY;
   if (advice == MADV_POPULATE_READ || advice == MADV_POPULATE_WRITE) {
     const status = populate(start, stop, advice == MADV_POPULATE_WRITE);
     return status == 0 && stop < end ? -ENOMEM : status;
@@ -1161,6 +1148,22 @@ export function hostMadvise(start: u64, lengthBytes: u64, advice: u32): i32 {
     at = to;
   }
   return unmappedError;
+}
+
+function eventsOf(advice: u32): u32 {
+  switch (advice) {
+    case MADV_DONTNEED:
+    case MADV_FREE:
+    case MADV_REMOVE:
+    case MADV_COLD:
+    case MADV_HUGEPAGE:
+    case MADV_NOHUGEPAGE:
+    case MADV_MERGEABLE:
+    case MADV_UNMERGEABLE:
+      return EVENT_AREAS;
+    default:
+      return EVENT_PAGES;
+  }
 }
 
 function isAdvice(advice: u32): bool {
@@ -1212,11 +1215,9 @@ function advise(index: u32, start: u64, end: u64, advice: u32, outcome: u32): i3
 export function hostPageIdleSet(start: u64, pages: u64): i64 {
   const end = (start >> 12) + pages;
   if (start > TASK_SIZE || pages > TASK_SIZE >> 12) return 0;
-  // Each table of leaves may come to differ in A.
-  const slots = <u64>slotsMet(start, end << 12);
-  if (!reserve(<u32>min((pages >> 18) * slots + 64, 1 << 28), <u32>min((pages >> 9) * slots + 24, 1 << 28))) {
-    return STATUS_CAPACITY;
-  }
+  wantNothing();
+  wantRangeEvents(start, end << 12, EVENT_PAGES);
+  if (!reserveWanted()) return <i64>STATUS_CAPACITY;
   let mapped: i64 = 0;
   let page = start >> 12;
   while (page < end) {
@@ -1260,7 +1261,9 @@ function ageFolio(base: u64): void {
  */
 export function hostMigrate(start: u64, end: u64): i32 {
   if ((start & (PAGE - 1)) != 0 || end < start || end > TASK_SIZE) return -EINVAL;
-  if (!reserveRange(start, end)) return STATUS_CAPACITY;
+  wantNothing();
+  wantRangeEvents(start, end, EVENT_PAGES);
+  if (!reserveWanted()) return STATUS_CAPACITY;
   let at = start;
   while (at < end) {
     readAt(at);
@@ -1280,7 +1283,7 @@ export function hostMigrate(start: u64, end: u64): i32 {
 /** khugepaged found every 2M of [start, end) that has a pte table with pages. Mirrors: khugepaged_scan_mm_slot() */
 export function hostKhugepaged(start: u64, end: u64): i32 {
   if (end < start || end > TASK_SIZE) return -EINVAL;
-  if (!reserveRange(start, end)) return STATUS_CAPACITY;
+  if (!reserveRange(start, end, EVENT_PAGES)) return STATUS_CAPACITY;
   for (let base = up(start, PMD); base + PMD <= end; base += PMD) {
     const index = lookupVma(base);
     if (index == ctl.vmaCount) continue;
@@ -1300,7 +1303,7 @@ export function hostKhugepaged(start: u64, end: u64): i32 {
  */
 export function hostKsmMerge(start: u64, end: u64): i32 {
   if ((start & (PAGE - 1)) != 0 || end < start || end > TASK_SIZE) return -EINVAL;
-  if (!reserveRange(start, end)) return STATUS_CAPACITY;
+  if (!reserveRange(start, end, EVENT_PAGES)) return STATUS_CAPACITY;
   let at = start;
   while (at < end) {
     readAt(at);
@@ -1328,7 +1331,9 @@ export function hostKsmMerge(start: u64, end: u64): i32 {
 export function hostClearRefs(kind: u32): i32 {
   if (kind == 1) return 0;
   if (kind != 4) return -EINVAL;
-  if (!reserve(64, 24)) return STATUS_CAPACITY;
+  wantNothing();
+  wantEvent(0, ~(<u64>0));
+  if (!reserveWanted()) return STATUS_CAPACITY;
   startEvent(0, ~(<u64>0));
   endEvent(0, ~(<u64>0));
   return 0;
@@ -1342,7 +1347,10 @@ export function hostChangePte(hva: u64, writable: bool): i32 {
   const page = down(hva, PAGE);
   const index = lookupVma(page);
   if (index == ctl.vmaCount) return -EFAULT;
-  if (!reserve(64, 24)) return STATUS_CAPACITY;
+  wantNothing();
+  want(<u64>(HOST_LEVEL - 2), 1);
+  wantEvent(page, page + PAGE);
+  if (!reserveWanted()) return STATUS_CAPACITY;
   readAt(page);
   if (isMapped(atFlags) && atLevel == 1) {
     const own = PAGE_PRESENT | PAGE_OWN | (writable ? PAGE_WRITABLE : 0);
@@ -1358,7 +1366,7 @@ export function hostChangePte(hva: u64, writable: bool): i32 {
  */
 export function hostDenyHuge(start: u64, end: u64): i32 {
   if (((start | end) & (PAGE - 1)) != 0 || end <= start || end > TASK_SIZE) return -EINVAL;
-  if (!reserveRange(start, end)) return STATUS_CAPACITY;
+  if (!reserveRange(start, end, EVENT_WHOLE)) return STATUS_CAPACITY;
   linkPteTables(HOST_TREE, HOST_LEVEL, start >> 12, end >> 12);
   return 0;
 }

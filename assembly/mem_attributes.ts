@@ -27,8 +27,19 @@ import {
   slotAtPlace,
   slotCount,
 } from './memslots';
-import { KVM_MEMORY_ATTRIBUTE_PRIVATE, MAY_BLOCK, selectAttributes, unmapGfnRange } from './mmu';
-import { pagesOf, reserve, treeCount, treeFlags, treeSet } from './page_table';
+import { KVM_MEMORY_ATTRIBUTE_PRIVATE, MAY_BLOCK, selectAttributes, unmapGfnRange, wantGfnRange } from './mmu';
+import {
+  pagesOf,
+  reserveWanted,
+  treeCount,
+  treeFlags,
+  treeRunEnd,
+  treeSet,
+  want,
+  wantBlocksOf,
+  wantCuts,
+  wantNothing,
+} from './page_table';
 import { PAUSE_ATTRIBUTES_STORED, PAUSE_ATTRIBUTES_ZAPPED, pausePoint } from './pause';
 import { EINVAL, STATUS_CAPACITY } from './status';
 import { flushRemoteTlbs } from './tlb';
@@ -78,8 +89,7 @@ function setMemAttributes(startGfn: u64, endGfn: u64, attributes: u64): i32 {
   const isPrivate = attributes != 0;
   if (rangeHasMemoryAttributes(startGfn, endGfn, isPrivate)) return 0;
   const met = slotsMeeting(startGfn, endGfn);
-  // The attribute tree's two boundaries; two in each mixed tree and in the page tables of each slot met.
-  if (!reserve(12 + met * 36, 4 + met * 12)) return STATUS_CAPACITY;
+  if (!reserveSet(startGfn, endGfn)) return STATUS_CAPACITY;
   if (met != 0) {
     count(C_LOCK_SECTIONS, 1);
     preSet(startGfn, endGfn, attributes);
@@ -94,6 +104,34 @@ function setMemAttributes(startGfn: u64, endGfn: u64, attributes: u64): i32 {
     postSet(startGfn, endGfn, attributes);
   }
   return 0;
+}
+
+/** Reserves for the attribute tree, and for the page tables and mixed trees of each slot met. */
+function reserveSet(startGfn: u64, endGfn: u64): bool {
+  wantNothing();
+  wantCuts(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, startGfn, endGfn);
+  for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
+    for (let place = firstPlaceByGfn(asId, startGfn); place < slotCount(asId); place++) {
+      const slot = slotAtPlace(asId, BY_GFN, place);
+      if (slot.baseGfn >= endGfn) break;
+      const from = max(startGfn, slot.baseGfn);
+      const to = min(endGfn, endGfnOf(slot));
+      wantGfnRange(slot, from, to);
+      for (let level = 2; level <= 3; level++) {
+        wantMixed(slot, level, from);
+        wantMixed(slot, level, to);
+      }
+    }
+  }
+  return reserveWanted();
+}
+
+/** Adds what tracking needs at an end `gfn` of a range: its region may be mixed, and the run of regions beside it ends. */
+function wantMixed(slot: Memslot, level: i32, gfn: u64): void {
+  const shift = <u64>(level == 2 ? 9 : 18);
+  const entryLevel = level == 2 ? MIXED_2M_LEVEL : MIXED_1G_LEVEL;
+  const region = gfn >> shift;
+  wantCuts(mixedTree(slot, level), entryLevel, region, region + 1);
 }
 
 /** The first pass: publishes the hull, zaps what the new attributes leave behind, flushes once. */
@@ -195,8 +233,14 @@ function postSetMemoryAttributes(slot: Memslot, startGfn: u64, endGfn: u64, attr
   }
 }
 
+/** Adds what initMemslotMixed() needs for a slot of `npages`: every region may be mixed. */
+export function wantMemslotMixed(npages: u64): void {
+  want((npages >> 27) + (npages >> 36) + 16, 4);
+  wantBlocksOf((npages >> 18) + (npages >> 27));
+}
+
 /**
- * Computes the mixed regions of a slot that is created over attributes set before. Requires: reserve().
+ * Computes the mixed regions of a slot that is created over attributes set before. Requires: wantMemslotMixed().
  * Mirrors: kvm_mmu_init_memslot_memory_attributes()
  */
 export function initMemslotMixed(slot: Memslot): void {
@@ -216,8 +260,6 @@ export function initMemslotMixed(slot: Memslot): void {
     }
   }
 }
-
-import { treeRunEnd } from './page_table';
 
 function attributeRunEnd(gfn: u64, limit: u64): u64 {
   return treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn, limit);

@@ -16,7 +16,7 @@ import {
 import { applyDirtyFlags, prepareDirtyBitmap } from './dirty_log';
 import { gmemCheckBind } from './guest_memfd';
 import { MEMSLOT_BYTES, USER_MEM_SLOTS } from './layout';
-import { initMemslotMixed } from './mem_attributes';
+import { initMemslotMixed, wantMemslotMixed } from './mem_attributes';
 import {
   DIRTY_LEVEL,
   dirtyTree,
@@ -35,10 +35,10 @@ import {
 } from './memslots';
 import { KVM_FILTER_PRIVATE, KVM_FILTER_SHARED, MAY_BLOCK, ONLY_PRIVATE, ONLY_SHARED, unmapGfnRange } from './mmu';
 import { faultIsBegun } from './page_fault';
-import { freeSubtree, reserve } from './page_table';
+import { freeSubtree, reserveWanted, want, wantNothing } from './page_table';
 import { PAUSE_SLOT_INVALID, pausePoint } from './pause';
-import { EBUSY, EEXIST, EINVAL, STATUS_CAPACITY } from './status';
-import { maxGfnExclusive, nextRoot, putRoot, ROOT_DIRECT, tdpMmuZapRoot } from './tdp_mmu';
+import { EBUSY, EEXIST, EINVAL, STATUS_CAPACITY, STATUS_SLOTS_FULL } from './status';
+import { maxGfnExclusive, nextRoot, putRoot, ROOT_DIRECT, tdpMmuZapRoot, wantScatteredWalks } from './tdp_mmu';
 import { flushRemoteTlbs, REQ_FREE_OBSOLETE_ROOTS } from './tlb';
 import {
   EV_COMMIT_REGION,
@@ -123,7 +123,7 @@ export function vmSetMemoryRegion(
   }
   if (swapWouldWait() && (change == KVM_MR_FLAGS_ONLY || !beyondMaxGfn(baseGfn, npages))) return -EBUSY;
   if (change == KVM_MR_CREATE) {
-    if (ctl.slotsPages + npages > ctl.slotsPagesMax) return STATUS_CAPACITY;
+    if (ctl.slotsPages + npages > ctl.slotsPagesMax) return STATUS_SLOTS_FULL;
     return createSlot(asId, id, flags, baseGfn, npages, hva, <u32>file, gmemOffset >> 12);
   }
   return change == KVM_MR_MOVE ? moveSlot(slot, flags, baseGfn) : reflagSlot(slot, flags);
@@ -169,7 +169,9 @@ function createSlot(
   file: u32,
   gmemPgoff: u64,
 ): i32 {
-  if (!reserve(24, 8)) return STATUS_CAPACITY;
+  wantNothing();
+  wantNewSlot(npages);
+  if (!reserveWanted()) return STATUS_CAPACITY;
   trace(EV_SET_MEMSLOT, 0, KVM_MR_CREATE, 0);
   if (beyondMaxGfn(baseGfn, npages)) return -EINVAL;
   const slot = memslotAt(asId, id);
@@ -198,7 +200,9 @@ function freeSlotTrees(slot: Memslot): void {
 }
 
 function deleteSlot(slot: Memslot): i32 {
-  if (!reserveZap()) return STATUS_CAPACITY;
+  wantNothing();
+  wantZap();
+  if (!reserveWanted()) return STATUS_CAPACITY;
   trace(EV_SET_MEMSLOT, 0, KVM_MR_DELETE, 0);
   invalidateSlot(slot);
   pausePoint(PAUSE_SLOT_INVALID);
@@ -214,7 +218,10 @@ function deleteSlot(slot: Memslot): i32 {
 }
 
 function moveSlot(slot: Memslot, flags: u32, baseGfn: u64): i32 {
-  if (!reserveZap()) return STATUS_CAPACITY;
+  wantNothing();
+  wantZap();
+  wantNewSlot(slot.npages);
+  if (!reserveWanted()) return STATUS_CAPACITY;
   trace(EV_SET_MEMSLOT, 0, KVM_MR_MOVE, 0);
   invalidateSlot(slot);
   pausePoint(PAUSE_SLOT_INVALID);
@@ -237,7 +244,12 @@ function moveSlot(slot: Memslot, flags: u32, baseGfn: u64): i32 {
 }
 
 function reflagSlot(slot: Memslot, flags: u32): i32 {
-  if (!reserve(24 + <u32>(slot.npages >> 18), 8 + <u32>(slot.npages >> 9))) return STATUS_CAPACITY;
+  wantNothing();
+  wantZap();
+  wantNewSlot(slot.npages);
+  // Splits, write protection by pieces, and tables that give way stand at any place of the slot.
+  wantScatteredWalks(slot.asId, slot.baseGfn, endGfnOf(slot));
+  if (!reserveWanted()) return STATUS_CAPACITY;
   trace(EV_SET_MEMSLOT, 0, KVM_MR_FLAGS_ONLY, 0);
   slot.flags = flags;
   prepareDirtyBitmap(slot);
@@ -247,8 +259,14 @@ function reflagSlot(slot: Memslot, flags: u32): i32 {
   return 0;
 }
 
-function reserveZap(): bool {
-  return reserve(64, 24);
+/** Adds what zapping one slot, or all roots, needs: boundaries in each root, in contents and in stale records. */
+function wantZap(): void {
+  want(64, 24);
+}
+/** Adds what a slot's mixed regions and its bitmap need. */
+function wantNewSlot(npages: u64): void {
+  if (hasPrivateMem()) wantMemslotMixed(npages);
+  want(<u64>(DIRTY_LEVEL - 2), 1);
 }
 
 /** Makes a slot INVALID and zaps it, or all. Mirrors: kvm_invalidate_memslot(), kvm_arch_flush_shadow_memslot() */

@@ -115,6 +115,19 @@ export function slotOverlaps(asId: u32, exceptId: u32, startGfn: u64, endGfn: u6
   return false;
 }
 
+/** How many slots of all address spaces, itself included, meet the host memory of `slot`. */
+function slotsAtHva(slot: Memslot): u32 {
+  let met: u32 = 0;
+  for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
+    for (let place: u32 = 0; place < slotCount(asId); place++) {
+      const other = slotAtPlace(asId, BY_HVA, place);
+      if (other.hva >= endHvaOf(slot)) break;
+      if (endHvaOf(other) > slot.hva) met++;
+    }
+  }
+  return met;
+}
+
 /** Enters a slot into both orders. Among equal hvas the later slot comes after. */
 export function linkSlot(slot: Memslot): void {
   const asId = slot.asId;
@@ -129,6 +142,7 @@ export function linkSlot(slot: Memslot): void {
     store<u32>(orderPtr(asId, order, place), slot.id);
   }
   setSlotCount(asId, slots + 1);
+  ctl.hvaAliases = max(ctl.hvaAliases, slotsAtHva(slot));
   const reach = ((asId << 15) | slot.id) + 1;
   if (reach > ctl.memslotHighWater) ctl.memslotHighWater = reach;
 }

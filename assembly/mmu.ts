@@ -7,8 +7,17 @@
 import { ctl, FORM_ATTR_FILTER, FORM_GMEM_V13, FORM_RFC_V4, FORM_TDX_V18, hasMirroredTdp } from './control';
 import { gmemAt, PAGE_RESIDENT, PAGE_WRITTEN, PAGES_LEVEL, pagesTree } from './gmems';
 import { Memslot } from './memslots';
-import { treeModify } from './page_table';
-import { ROOTS_BOTH, ROOTS_DIRECT, ROOTS_MIRROR, tdpMmuAge, tdpMmuSetSpte, tdpMmuUnmapRange } from './tdp_mmu';
+import { treeModify, wantCuts, wantScattered } from './page_table';
+import {
+  ROOTS_BOTH,
+  ROOTS_DIRECT,
+  ROOTS_MIRROR,
+  tdpMmuAge,
+  tdpMmuSetSpte,
+  tdpMmuUnmapRange,
+  wantScatteredWalks,
+  wantWalk,
+} from './tdp_mmu';
 import {
   EV_AGE_GFN,
   EV_GFN_RANGE_RET,
@@ -88,6 +97,22 @@ export function unmapGfnRange(slot: Memslot, startGfn: u64, endGfn: u64, arg: u6
   if ((roots & ROOTS_MIRROR) != 0) contentLost(slot, startGfn, endGfn);
   trace(EV_GFN_RANGE_RET, flush ? 1 : 0, EV_UNMAP_GFN_RANGE, 0);
   return flush;
+}
+
+/** Adds to a reservation what unmapGfnRange() and the other calls on this range need. */
+export function wantGfnRange(slot: Memslot, startGfn: u64, endGfn: u64): void {
+  wantWalk(slot.asId, startGfn, endGfn);
+  if (!hasMirroredTdp() || slot.gmem == 0) return;
+  const offset = slot.gmemPgoff - slot.baseGfn;
+  wantCuts(pagesTree(gmemAt(slot.gmem - 1)), PAGES_LEVEL, startGfn + offset, endGfn + offset);
+}
+
+/** As wantGfnRange(), for any number of calls on parts of the range. */
+export function wantGfnRanges(slot: Memslot, startGfn: u64, endGfn: u64): void {
+  wantScatteredWalks(slot.asId, startGfn, endGfn);
+  if (!hasMirroredTdp() || slot.gmem == 0) return;
+  const offset = slot.gmemPgoff - slot.baseGfn;
+  wantScattered(pagesTree(gmemAt(slot.gmem - 1)), PAGES_LEVEL, startGfn + offset, endGfn + offset, false);
 }
 
 /** A TD's pages lose their content with their mapping: REMOVE gives them back unreadable. */

@@ -4,8 +4,17 @@
 import { C_LOCK_SECTIONS, C_NOTIFIER_EVENTS, count, ctl, STALE_TREE } from './control';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { BY_HVA, endHvaOf, Memslot, slotAtPlace, slotCount } from './memslots';
-import { ageGfn, MAY_BLOCK, SELECT_NOTIFIER, setSpteGfn, testAgeGfn, unmapGfnRange } from './mmu';
-import { reservePaths, treeSet } from './page_table';
+import {
+  ageGfn,
+  MAY_BLOCK,
+  SELECT_NOTIFIER,
+  setSpteGfn,
+  testAgeGfn,
+  unmapGfnRange,
+  wantGfnRange,
+  wantGfnRanges,
+} from './mmu';
+import { treeSet } from './page_table';
 import { PAUSE_NOTIFIER_STARTED, pausePoint } from './pause';
 import { findRoot, ROOT_DIRECT, tdpMmuHasLeafs } from './tdp_mmu';
 import { flushRemoteTlbs } from './tlb';
@@ -86,6 +95,28 @@ export function mmuNotifierEvent(start: u64, end: u64): bool {
   return met;
 }
 
+/** Adds to a reservation what one event over [start, end) needs in the slots that it meets. */
+export function wantEvent(start: u64, end: u64): void {
+  for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
+    for (let place: u32 = 0; place < slotCount(asId); place++) {
+      const slot = slotAtPlace(asId, BY_HVA, place);
+      if (slot.hva >= end) break;
+      if (clampTo(slot, start, end)) wantGfnRange(slot, rangeStart, rangeEnd);
+    }
+  }
+}
+
+/** As wantEvent(), for any number of events in [start, end), each for a part of it. */
+export function wantEvents(start: u64, end: u64): void {
+  for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
+    for (let place: u32 = 0; place < slotCount(asId); place++) {
+      const slot = slotAtPlace(asId, BY_HVA, place);
+      if (slot.hva >= end) break;
+      if (clampTo(slot, start, end)) wantGfnRanges(slot, rangeStart, rangeEnd);
+    }
+  }
+}
+
 const AGE: u32 = 0;
 const TEST_AGE: u32 = 1;
 const SET_SPTE: u32 = 2;
@@ -150,7 +181,7 @@ export function hostBackingGone(start: u64, end: u64): void {
       const slot = slotAtPlace(asId, BY_HVA, place);
       if (slot.hva >= end) break;
       if (!clampTo(slot, start, end)) continue;
-      if (!tdpMmuHasLeafs(root, rangeStart, rangeEnd) || !reservePaths(7, 2)) continue;
+      if (!tdpMmuHasLeafs(root, rangeStart, rangeEnd)) continue;
       treeSet(STALE_TREE, 7, rangeStart, rangeEnd, 1, 1);
       ctl.staleRecords = 1;
     }

@@ -130,9 +130,12 @@ export function initFault(fault: Fault, vcpu: u32, gfn: u64, access: u32, privat
   else fault.isPrivate = privateMode;
 }
 
-/** Upper tables, leaf-table blocks and a side record: what one fault may need, in all the stores it touches. */
+/**
+ * Reserves what one fault, with the run that follows it, may need in all the stores it touches: page tables, host page
+ * table, contents, dirty bitmap; and, if the host replaces the page, two events in each slot that shows it.
+ */
 export function reserveFault(): bool {
-  return reserve(64, 24) && sideHasRoom();
+  return sideHasRoom() && reserve(64 + 16 * ctl.hvaAliases, 24 + 8 * ctl.hvaAliases);
 }
 
 function slotOf(fault: Fault): Memslot {
@@ -342,7 +345,6 @@ function extendRun(fault: Fault, slot: Memslot, root: Root, goal: i32): void {
     gfn = end;
   }
   if (gfn <= first) return;
-  if (!reserve(12, 4)) return;
   tdpMmuMapRun(root, first, gfn, goal, oldFlags, newFlags);
   if ((newFlags & WRITABLE) != 0) markPagesDirty(slot, first, gfn);
   fault.runPages = gfn - fault.gfn;
@@ -391,7 +393,7 @@ function installMirror(fault: Fault, root: Root, stepwise: bool): i32 {
     end = min(limit, atEnd);
   }
   fault.runPages = 1;
-  if (end > gfn + 1 && reserve(12, 4)) {
+  if (end > gfn + 1) {
     tdpMmuMapRun(root, gfn + 1, end, 1, 0, flags);
     count(C_PAGE_AUG, end - gfn - 1);
     fault.runPages = end - gfn;

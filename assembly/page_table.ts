@@ -25,7 +25,7 @@
 // Left out: pfns. They follow from the backing (host_mm.ts, guest_memfd.ts).
 
 import { ctl } from './control';
-import { CLASS_UPPER, UPPER_BLOCKS } from './layout';
+import { CLASS_LARGEST_LEAF, CLASS_UPPER, UPPER_BLOCKS } from './layout';
 
 export const ENTRY_BYTES: usize = 16;
 export const EMPTY: u32 = 0;
@@ -142,25 +142,173 @@ class ControlStacks {
 }
 
 /**
- * Whether `uppers` upper tables and `leafs` leaf-table blocks of the largest class can be had. Called once before an
- * operation changes anything; after it no allocation of the operation can fail.
+ * Whether `uppers` upper tables and `leafs` leaf-table blocks can be had, each leaf table growing from one plane to
+ * eight. Called once before an operation changes anything; after it no allocation of the operation can fail.
  */
 export function reserve(uppers: u32, leafs: u32): bool {
-  if (ctl.failReservation != 0 && ++ctl.reservations == ctl.failReservation) return false;
-  const left = ctl.arenaBlocks - ctl.arenaNext;
-  const freeUppers = ctl.stackCount4;
-  const freeLeafs = ctl.stackCount3;
-  const needUppers: u64 = uppers > freeUppers ? <u64>(uppers - freeUppers) : 0;
-  const needLeafs: u64 = leafs > freeLeafs ? <u64>(leafs - freeLeafs) : 0;
-  return needUppers * UPPER_BLOCKS + needLeafs * 8 <= <u64>left;
+  return reserveBlocks(<u64>uppers, <u64>leafs * LEAF_GROWTH_BLOCKS);
 }
 
-function allocate(sizeClass: i32): u32 {
+/** What the operation under way reserved; a pause keeps it in memory (pause.ts). */
+export let reservedUppers: u64 = 0;
+export let reservedBlocks: u64 = 0;
+
+/** Blocks that a leaf table takes as its planes become 1, 2, 4 and 8: it lets go of one only when it has the next. */
+const LEAF_GROWTH_BLOCKS: u64 = 1 + 2 + 4 + 8;
+
+/**
+ * As reserve(), with leaf-table blocks counted in units of 64 bytes. What a paused operation reserved stays reserved:
+ * vCPUs may fault meanwhile.
+ */
+function reserveBlocks(uppers: u64, blocks: u64): bool {
+  if (ctl.failReservation != 0) {
+    ctl.failReservation--;
+    if (ctl.failReservation == 0) return false;
+  }
+  if (ctl.paused != 0) {
+    uppers += ctl.heldUppers;
+    blocks += <u64>ctl.heldBlocks;
+  } else {
+    reservedUppers = uppers;
+    reservedBlocks = blocks;
+  }
+  // allocate() cuts blocks of the largest leaf class in halves, which leaves less than one of them unused.
+  const wanted = ((blocks + 7) >> 3) + 2;
+  const freeUppers = <u64>ctl.stackCount4;
+  const freeLeafs = <u64>ctl.stackCount3;
+  let left: u64 = 0;
+  if (ctl.arenaBlocks > ctl.arenaNext) left = <u64>(ctl.arenaBlocks - ctl.arenaNext);
+  if (uppers <= freeUppers) return wanted <= freeLeafs + (left >> 3) + ((freeUppers - uppers) * UPPER_BLOCKS) / 8;
+  const forUppers = (uppers - freeUppers) * UPPER_BLOCKS;
+  return forUppers <= left && wanted <= freeLeafs + ((left - forUppers) >> 3);
+}
+
+// What an operation over many places needs is summed up place by place first: wantNothing(), want…(), reserveWanted().
+
+let wantedUppers: u64 = 0;
+let wantedBlocks: u64 = 0;
+export function wantNothing(): void {
+  wantedUppers = 0;
+  wantedBlocks = 0;
+}
+export function want(uppers: u64, leafs: u64): void {
+  wantedUppers += uppers;
+  wantedBlocks += leafs * LEAF_GROWTH_BLOCKS;
+}
+/** Adds leaf tables that hold one plane. */
+export function wantBlocksOf(leafs: u64): void {
+  wantedBlocks += leafs;
+}
+export function reserveWanted(): bool {
+  return reserveBlocks(wantedUppers, wantedBlocks);
+}
+
+/** Adds what a boundary at `key` needs at most: upper tables down to it, and a leaf table where it falls inside one. */
+export function wantCut(entryPtr: usize, level: i32, key: u64): void {
+  if ((key & 511) != 0) wantedBlocks += LEAF_GROWTH_BLOCKS;
+  while (level > 2 && (key & (pagesOf(level) - 1)) != 0) {
+    if (tagOf(entryPtr) != TABLE) {
+      wantedUppers += <u64>(level - 2);
+      return;
+    }
+    level--;
+    entryPtr = childPtr(entryPtr, indexAt(key, level));
+  }
+}
+export function wantCuts(entryPtr: usize, level: i32, start: u64, end: u64): void {
+  wantCut(entryPtr, level, start);
+  wantCut(entryPtr, level, end);
+}
+
+/**
+ * Adds what it takes at most to change any keys of [start, end), each on its own, in one flag. `mayFill`: keys that are
+ * absent now may be present by then.
+ */
+export function wantScattered(entryPtr: usize, level: i32, start: u64, end: u64, mayFill: bool): void {
+  const tag = tagOf(entryPtr);
+  if (start >= end) return;
+  if (tag == LT) {
+    if (mayFill) wantedBlocks += LEAF_GROWTH_BLOCKS;
+    else if (presentCount(entryPtr) != 0) wantedBlocks += blocksToGrow(popcnt(load<u32>(entryPtr) >> 24));
+    return;
+  }
+  if (tag != TABLE) {
+    if (!mayFill && (flagsOf(entryPtr) & 1) == 0) return;
+    for (let at = level; at > 2; at--) wantedUppers += spanned(at, start, end);
+    wantedBlocks += spanned(2, start, end) * (mayFill ? LEAF_GROWTH_BLOCKS : 1);
+    return;
+  }
+  const childLevel = level - 1;
+  const pages = pagesOf(childLevel);
+  let at = start;
+  while (at < end) {
+    const next = min((at & ~(pages - 1)) + pages, end);
+    wantScattered(childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next, mayFill);
+    at = next;
+  }
+}
+/** Adds room for every stored leaf table that [start, end) meets to take all planes. */
+export function wantLeafTables(entryPtr: usize, level: i32, start: u64, end: u64): void {
+  const tag = tagOf(entryPtr);
+  if (tag == LT) wantedBlocks += LEAF_GROWTH_BLOCKS;
+  if (tag != TABLE || start >= end) return;
+  const childLevel = level - 1;
+  const pages = pagesOf(childLevel);
+  let at = start;
+  while (at < end) {
+    const next = min((at & ~(pages - 1)) + pages, end);
+    wantLeafTables(childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next);
+    at = next;
+  }
+}
+
+/** Entries of `level` that [start, end) meets. */
+function spanned(level: i32, start: u64, end: u64): u64 {
+  const shift = 9 * (level - 1);
+  return ((end - 1) >> shift) - (start >> shift) + 1;
+}
+/** Blocks that a leaf table with `planes` planes takes when it gets one more. */
+function blocksToGrow(planes: u32): u64 {
+  switch (planes) {
+    case 0:
+      return 1;
+    case 1:
+      return 2;
+    case 2:
+      return 4;
+    case 4:
+      return 8;
+    default:
+      return 0;
+  }
+}
+
+function pop(sizeClass: i32): u32 {
   const countPtr = stackCountPtr(sizeClass);
   const depth = load<u32>(countPtr);
-  if (depth > 0) {
-    store<u32>(countPtr, depth - 1);
-    return load<u32>(<usize>load<u32>(stackBasePtr(sizeClass)) + ((<usize>(depth - 1)) << 2));
+  store<u32>(countPtr, depth - 1);
+  return load<u32>(<usize>load<u32>(stackBasePtr(sizeClass)) + ((<usize>(depth - 1)) << 2));
+}
+
+/** Cuts `block` of `larger` in halves down to `sizeClass`; the other halves are free. Returns the first part. */
+function cutBlock(block: u32, larger: i32, sizeClass: i32): u32 {
+  if (larger == CLASS_UPPER) {
+    const size = blocksOfClass(CLASS_LARGEST_LEAF);
+    for (let at = size; at < UPPER_BLOCKS; at += size) release(CLASS_LARGEST_LEAF, block + at);
+    larger = CLASS_LARGEST_LEAF;
+  }
+  for (let half = larger - 1; half >= sizeClass; half--) release(half, block + blocksOfClass(half));
+  return block;
+}
+
+/**
+ * A block: a free one of its class, else part of a larger free leaf block, else a fresh one, else part of a free upper
+ * table. The order is what reserveBlocks() counts on.
+ */
+function allocate(sizeClass: i32): u32 {
+  if (load<u32>(stackCountPtr(sizeClass)) > 0) return pop(sizeClass);
+  for (let larger = sizeClass + 1; larger <= CLASS_LARGEST_LEAF; larger++) {
+    if (load<u32>(stackCountPtr(larger)) > 0) return cutBlock(pop(larger), larger, sizeClass);
   }
   const blocks = blocksOfClass(sizeClass);
   const next = ctl.arenaNext;
@@ -168,19 +316,8 @@ function allocate(sizeClass: i32): u32 {
     ctl.arenaNext = next + blocks;
     return next;
   }
-  // Cut a larger free block: a reservation counts the largest class only.
-  for (let larger = sizeClass + 1; larger <= CLASS_UPPER; larger++) {
-    const largerCountPtr = stackCountPtr(larger);
-    const largerDepth = load<u32>(largerCountPtr);
-    if (largerDepth == 0) continue;
-    store<u32>(largerCountPtr, largerDepth - 1);
-    const block = load<u32>(<usize>load<u32>(stackBasePtr(larger)) + ((<usize>(largerDepth - 1)) << 2));
-    const size = blocksOfClass(larger);
-    for (let at = blocks; at < size; at += blocks) release(sizeClass, block + at);
-    return block;
-  }
-  assert(false, 'an allocation was not reserved');
-  return unreachable();
+  assert(sizeClass != CLASS_UPPER && ctl.stackCount4 > 0, 'an allocation was not reserved');
+  return cutBlock(pop(CLASS_UPPER), CLASS_UPPER, sizeClass);
 }
 
 function release(sizeClass: i32, block: u32): void {
@@ -792,9 +929,4 @@ export function treeModify(entryPtr: usize, level: i32, start: u64, end: u64, ne
   }
   fold(entryPtr, level);
   return total;
-}
-
-/** Upper tables on one path of a tree whose entry stands at `level`, and one leaf-table block: what a boundary needs. */
-export function reservePaths(level: i32, paths: u32): bool {
-  return reserve(<u32>(level - 2) * paths, paths);
 }

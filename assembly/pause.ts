@@ -7,6 +7,7 @@
 import { ctl } from './control';
 import { pause } from './env';
 import { PAUSE_BASE, PAUSE_BYTES } from './layout';
+import { reservedBlocks, reservedUppers } from './page_table';
 import { EIO, STATUS_DESTROYED, STATUS_OPERATION_PAUSED } from './status';
 
 /** The budget of visited entries is used up, inside a walk (KVM holds mmu_lock). */
@@ -25,9 +26,13 @@ export const PAUSE_NOTIFIER_STARTED: u32 = 32;
 function stop(point: u32): void {
   store<u32>(PAUSE_BASE, <u32>PAUSE_BASE + 8);
   store<u32>(PAUSE_BASE, <u32>(PAUSE_BASE + PAUSE_BYTES), 4);
+  ctl.heldUppers = reservedUppers;
+  ctl.heldBlocks = <u32>reservedBlocks;
   ctl.paused = point;
   pause(point);
   ctl.paused = 0;
+  ctl.heldUppers = 0;
+  ctl.heldBlocks = 0;
 }
 
 /** Stops here if the caller asked for this point. What runs while another operation is paused never pauses itself. */

@@ -26,5 +26,7 @@ export const STATUS_PAUSED: i32 = -5001;
 export const STATUS_OPERATION_PAUSED: i32 = -5002;
 /** The VM was destroyed. */
 export const STATUS_DESTROYED: i32 = -5003;
+/** All memslots together would exceed the capacity that the VM was created with. */
+export const STATUS_SLOTS_FULL: i32 = -5005;
 /** No such vCPU, fault or other handle. */
 export const STATUS_NO_HANDLE: i32 = -5004;

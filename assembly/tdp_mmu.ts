@@ -60,7 +60,6 @@ import {
   MARK,
   MARK_TRACKED,
   pagesOf,
-  reservePaths,
   resetLinked,
   setLeaf,
   setMark,
@@ -72,6 +71,9 @@ import {
   treeModify,
   treeSet,
   UNIFORM,
+  want,
+  wantCuts,
+  wantScattered,
 } from './page_table';
 import { pauseForBudget } from './pause';
 import { sideDelete, sideGet, sideKey, sideSet } from './side';
@@ -225,9 +227,34 @@ function countTables(root: Root, by: i64): void {
   }
 }
 
-/** Whether reserve() holds for a range walk that gives two boundaries tables of their own. */
-export function reserveWalk(): bool {
-  return reservePaths(rootEntryLevel(), 3);
+/** Adds to a reservation what a walk of [startGfn, endGfn) that changes leaves needs, in every root of `asId`. */
+export function wantWalk(asId: u32, startGfn: u64, endGfn: u64): void {
+  for (let index: u32 = 0; index < ctl.rootHighWater; index++) {
+    const root = rootAt(index);
+    if (root.used == 0 || root.asId != asId) continue;
+    const bits = keyBitsOf(root);
+    const limit = maxGfnExclusive(bits);
+    wantCuts(entryOf(root), rootEntryLevel(), min(startGfn, limit) + bits, min(endGfn, limit) + bits);
+    // Between pieces of a walk there is a boundary that moves along.
+    if (ctl.budget < Infinity) want(<u64>(rootEntryLevel() - 2), 1);
+    if (ctl.staleRecords != 0) wantCuts(STALE_TREE, 7, startGfn, endGfn);
+  }
+}
+
+/** As wantWalk(), where any leaves of the range change, each on its own. */
+export function wantScatteredWalks(asId: u32, startGfn: u64, endGfn: u64): void {
+  // Between two steps vCPUs may map what is not mapped now.
+  const mayFill = ctl.stopMask != 0;
+  for (let index: u32 = 0; index < ctl.rootHighWater; index++) {
+    const root = rootAt(index);
+    if (root.used == 0 || root.asId != asId) continue;
+    const bits = keyBitsOf(root);
+    const limit = maxGfnExclusive(bits);
+    const end = min(endGfn, limit) + bits;
+    wantCuts(entryOf(root), rootEntryLevel(), min(startGfn, limit) + bits, end);
+    wantScattered(entryOf(root), rootEntryLevel(), startGfn + bits, end, mayFill);
+    if (ctl.staleRecords != 0) wantScattered(STALE_TREE, 7, startGfn, endGfn, true);
+  }
 }
 
 // --- Walking a range -------------------------------------------------------------------------------------------------
@@ -705,7 +732,7 @@ function pathTo(root: Root, key: u64, level: i32, nxLevel: i32): usize {
   return entry;
 }
 
-/** Splits the huge leaf that maps `gfn` down to `level` and leaves the child as it is. Requires: reserveMap(). */
+/** Splits the huge leaf that maps `gfn` down to `level` and leaves the child as it is. Requires: reserveFault(). */
 export function tdpMmuSplitTo(root: Root, gfn: u64, level: i32, nxLevel: i32): void {
   tdpMmuCountFault(level);
   pathTo(root, gfn | keyBitsOf(root), level, nxLevel);
@@ -739,7 +766,7 @@ export function newLeafFlags(flags: u32, oldWritableLeaf: bool): u32 {
 
 /**
  * Installs a leaf of `level` with `flags` (D is computed) for `gfn`. `nxLevel`: see pathTo().
- * Requires: room for a path of tables. Returns: RET_PF_FIXED, RET_PF_SPURIOUS or RET_PF_BUG.
+ * Requires: reserveFault(). Returns: RET_PF_FIXED, RET_PF_SPURIOUS or RET_PF_BUG.
  * Mirrors: kvm_tdp_mmu_map(), tdp_mmu_map_handle_target_level()
  */
 export function tdpMmuMap(root: Root, gfn: u64, level: i32, flags: u32, nxLevel: i32): i32 {
@@ -854,7 +881,7 @@ export function tdpMmuThaw(root: Root, gfn: u64, flags: u32): void {
 
 /**
  * Installs leaves of `level` for the rest of a run whose first was mapped by tdpMmuMap(): [startGfn, endGfn), where
- * nothing is present, or everything is with the same flags. Requires: reserveWalk().
+ * nothing is present, or everything is with the same flags. Requires: reserveFault().
  */
 export function tdpMmuMapRun(root: Root, startGfn: u64, endGfn: u64, level: i32, oldFlags: u32, newFlags: u32): void {
   const bits = keyBitsOf(root);

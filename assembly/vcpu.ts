@@ -299,7 +299,12 @@ export function vcpuAccess(index: u32, gfn: u64, access: u32, privateMode: u32, 
   const direct = ctl.directBits;
   let done: f64 = 0;
   while (done < accesses) {
-    if (!reserveFault()) return STATUS_CAPACITY;
+    if (!reserveFault()) {
+      // Each access is an operation of its own: those before this one are done.
+      ctl.result0 = <f64>gfn;
+      ctl.result3 = done;
+      return done == 0 ? STATUS_CAPACITY : exitWith(EXIT_ERROR, 0, -ENOMEM);
+    }
     let mode = privateMode;
     let canonical = gfn;
     if (direct != 0) {
@@ -392,6 +397,7 @@ function preFault(index: u32, gpa: u64, size: u64, flags: u64): i32 {
 export function vcpuAccept(index: u32, startGfn: u64, endGfn: u64): i32 {
   if (index >= ctl.vcpuCount) return STATUS_NO_HANDLE;
   if (ctl.vmType != VM_TDX || endGfn <= startGfn || endGfn > ctl.directBits) return -EINVAL;
+  if (!reserveFault()) return STATUS_CAPACITY;
   const vcpu = vcpuAt(index);
   const entered = enterGuest(vcpu);
   if (entered != 0) return entered;
@@ -401,7 +407,8 @@ export function vcpuAccept(index: u32, startGfn: u64, endGfn: u64): i32 {
   ctl.result0 = 0;
   ctl.result1 = 0;
   while (gfn < endGfn) {
-    if (!reserveFault()) return STATUS_CAPACITY;
+    // The guest accepts page by page: those before this one are accepted.
+    if (gfn > startGfn && !reserveFault()) return exitAccept(gfn, -ENOMEM);
     const root = rootAt(vcpu.mirrorRoot - 1);
     tdpMmuWalk(root, gfn);
     if ((atFlags & PRESENT) == 0) {
@@ -520,7 +527,10 @@ export function vcpuFinishFault(id: u32): i32 {
 export function vcpuDropFault(id: u32): i32 {
   if (id >= FAULTS_MAX - 1 || faultAt(id).stage == 0) return STATUS_NO_HANDLE;
   const fault = faultAt(id);
-  if (fault.stage == 2) faultThaw(fault);
+  if (fault.stage == 2) {
+    if (!reserveFault()) return STATUS_CAPACITY;
+    faultThaw(fault);
+  }
   fault.stage = 0;
   return 0;
 }

@@ -119,6 +119,8 @@ export const OPTION_MMIO_CACHING: u32 = 5;
 export const OPTION_TRACE: u32 = 6;
 export const OPTION_FAIL_RESERVATION: u32 = 7;
 export const OPTION_TD_FINALIZED: u32 = 8;
+/** For tests: how many blocks of 64 bytes the arena may still hand out. */
+export const OPTION_SPARE_BLOCKS: u32 = 9;
 export function vmSetOption(option: u32, value: u32): i32 {
   switch (option) {
     case OPTION_HUGEPAGE_GUARD:
@@ -143,8 +145,10 @@ export function vmSetOption(option: u32, value: u32): i32 {
       ctl.traceOn = value;
       return 0;
     case OPTION_FAIL_RESERVATION:
-      ctl.reservations = 0;
       ctl.failReservation = value;
+      return 0;
+    case OPTION_SPARE_BLOCKS:
+      ctl.arenaBlocks = min(ctl.arenaBlocks, ctl.arenaNext + value);
       return 0;
     case OPTION_TD_FINALIZED:
       ctl.tdFinalized = value;

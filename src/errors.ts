@@ -23,6 +23,8 @@ const STATUS_CAPACITY = -5000;
 const STATUS_OPERATION_PAUSED = -5002;
 const STATUS_DESTROYED = -5003;
 const STATUS_NO_HANDLE = -5004;
+/** All memslots together would exceed `memory`. */
+export const STATUS_SLOTS_FULL = -5005;
 
 /** The name of an errno: errnoName(22) is 'EINVAL'. */
 export function errnoName(errno: number): string {

@@ -13,7 +13,17 @@ import {
   type StopPoint,
 } from './engine/exports.ts';
 import { compileEngine, compileEngineSync, instantiate, type WasmSource } from './engine/load.ts';
-import { check, EngineFault, errorOf, halvesOf, integer, KvmError, object, oneOf } from './errors.ts';
+import {
+  check,
+  EngineFault,
+  errorOf,
+  halvesOf,
+  integer,
+  KvmError,
+  object,
+  oneOf,
+  STATUS_SLOTS_FULL,
+} from './errors.ts';
 import { adoptFd, closeFd, fdKindFor, takeFd } from './fds.ts';
 import { type KvmGfnRange, rangeArguments } from './gfn-range.ts';
 import { GuestMemfd } from './guest-memfd.ts';
@@ -145,13 +155,13 @@ function resolve(options: CreateVmOptions): ResolvedOptions {
 }
 
 /**
- * Bytes of linear memory for a guest: the fixed regions, the trace, and what the stores of every page can need at worst
- * (page tables, attributes, guest_memfd, host ptes, dirty bitmaps), up to what 32-bit addresses reach. Untouched memory
- * costs nothing.
+ * Bytes of linear memory for a guest: the fixed regions, the trace, and twice what the stores of every page can need at
+ * worst (page tables, attributes, guest_memfd, host ptes, dirty bitmaps), up to what 32-bit addresses reach: operations
+ * reserve more than they use, and free blocks come in sizes. Untouched memory costs nothing.
  */
 function memoryBytes(options: ResolvedOptions): number {
   const pages = Number(options.memory / BigInt(PAGE));
-  const perPage = options.type === 'default' ? 2 : 3;
+  const perPage = options.type === 'default' ? 4 : 6;
   const wanted = 96 * MIB + options.traceRecords * 16 + pages * perPage;
   return Math.min(Math.ceil(wanted / 65536) * 65536, MEMORY_MAX);
 }
@@ -446,7 +456,7 @@ export class Vm {
       values,
       GATE_OPERATION,
       (status) => {
-        if (status === -5000 && BigInt(args.memorySize) > 0n) {
+        if (status === STATUS_SLOTS_FULL) {
           throw new KvmError(
             'ENOMEM',
             call,
@@ -945,9 +955,14 @@ export class Vm {
     this.#fault = undefined;
   }
 
-  /** @internal For tests: the n-th reservation from now on is refused (0: none). */
+  /** @internal For tests: the n-th reservation from now on is refused, once (0: none). */
   failReservation(n: number): void {
     this.#wasm.vmSetOption(OPTIONS.failReservation, n);
+  }
+
+  /** @internal For tests: the arena has only `blocks` blocks of 64 bytes left, beside those freed. */
+  spareBlocks(blocks: number): void {
+    this.#wasm.vmSetOption(OPTIONS.spareBlocks, blocks);
   }
 }
 

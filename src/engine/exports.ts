@@ -228,4 +228,5 @@ export const OPTIONS = {
   trace: 6,
   failReservation: 7,
   tdFinalized: 8,
+  spareBlocks: 9,
 } as const;
