@@ -336,6 +336,8 @@ function walkRange(
   let at = origin;
   let resumed = false;
   let lastYield = origin;
+  // Visits of pieces that ended on the way down to the next entry: they count towards it.
+  let carried: f64 = 0;
   while (at < stop) {
     walkFor(walkOp, need, clear, 0, lowest, indexOf(root), root.asId, root.kind, bits, sharedMode);
     let end = stop;
@@ -352,7 +354,8 @@ function walkRange(
     }
     let pauseHere = false;
     if (canYield && ctl.budget < Infinity && ctl.paused == 0) {
-      const cut = walkCut(entry, level, at, end, ctl.budget, resumed);
+      const cut = walkCut(entry, level, at, end, ctl.budget + carried, resumed);
+      carried = cut == at ? ctl.budget + carried : 0;
       ctl.budget = cutLeft();
       if (cut < end) {
         end = cut;
@@ -635,12 +638,15 @@ export function tdpMmuTrySplitHugePages(asId: u32, startGfn: u64, endGfn: u64, t
       const bits = keyBitsOf(root);
       const limit = min(endGfn, maxGfnExclusive(bits));
       let at = startGfn;
+      let carried: f64 = 0;
       while (at < limit) {
         let end = limit;
         if (ctl.budget < Infinity && ctl.paused == 0) {
           // The tables that a split adds are visited with the leaf it replaces.
           walkFor(WALK_TEST, 0, 0, 0, target + 1, indexOf(root), root.asId, root.kind, bits, true);
-          end = walkCut(entryOf(root), rootEntryLevel(), at + bits, limit + bits, ctl.budget, at != startGfn) - bits;
+          const budget = ctl.budget + carried;
+          end = walkCut(entryOf(root), rootEntryLevel(), at + bits, limit + bits, budget, at != startGfn) - bits;
+          carried = end == at ? budget : 0;
           ctl.budget = end < limit ? 0 : cutLeft();
         }
         if (end > at) splitEntry(root, entryOf(root), rootEntryLevel(), at + bits, end + bits, target);
