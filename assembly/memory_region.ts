@@ -228,6 +228,7 @@ function moveSlot(slot: Memslot, flags: u32, baseGfn: u64): i32 {
   slot.invalid = 0;
   if (beyondMaxGfn(baseGfn, slot.npages)) {
     // The slot comes back as it was; what was zapped stays zapped.
+    relinkSlot(slot);
     swapMemslots(slot.asId);
     return -EINVAL;
   }
@@ -243,6 +244,12 @@ function moveSlot(slot: Memslot, flags: u32, baseGfn: u64): i32 {
   return 0;
 }
 
+/** Any change replaces the slot in the orders: among equal hvas it comes last. Mirrors: kvm_replace_memslot() */
+function relinkSlot(slot: Memslot): void {
+  unlinkSlot(slot);
+  linkSlot(slot);
+}
+
 function reflagSlot(slot: Memslot, flags: u32): i32 {
   wantNothing();
   wantZap();
@@ -253,6 +260,7 @@ function reflagSlot(slot: Memslot, flags: u32): i32 {
   trace(EV_SET_MEMSLOT, 0, KVM_MR_FLAGS_ONLY, 0);
   slot.flags = flags;
   prepareDirtyBitmap(slot);
+  relinkSlot(slot);
   swapMemslots(slot.asId);
   trace(EV_COMMIT_REGION, 0, KVM_MR_FLAGS_ONLY, 0);
   applyDirtyFlags(slot);

@@ -369,7 +369,9 @@ function preFault(index: u32, gpa: u64, size: u64, flags: u64): i32 {
     }
     const fault = scratchFault();
     initFault(fault, index, gfn, 0, 2, true);
-    fault.limitPages = <u32>min(size >> 12, 0xffffffff);
+    // With an obsolete root KVM retries the first page for ever, and only that one is faulted in on the host.
+    const isObsolete = rootAt(vcpu.root - 1).invalid != 0;
+    fault.limitPages = isObsolete ? 1 : <u32>min(size >> 12, 0xffffffff);
     for (let attempt = 0; attempt < 4; attempt++) {
       result = faultBegin(fault);
       if (result == 0) result = faultFinish(fault, false);

@@ -1,0 +1,67 @@
+// Rules that no recording at hand decides, but that others of the same kinds may.
+
+import { expect, test } from 'vitest';
+import { createVmSync, type Vm } from '../../src/index.ts';
+
+const PAGE = 4096;
+const HVA = 0x100000000000;
+const GPA = 0x10000000;
+
+function makeVm(): Vm {
+  return createVmSync({
+    kernel: 'linux-6.12',
+    memory: 1 << 30,
+    maxphyaddr: 40,
+    quirks: { slotZapAll: false },
+    traceRecords: 4096,
+    debug: process.env.EPTSIM_BUILD === 'debug',
+  });
+}
+
+/** The slots that one notifier event over their common host range meets, in order. */
+function slotsMet(vm: Vm): number[] {
+  vm.trace();
+  vm.host.madvise({ hva: HVA, length: 16 * PAGE, advice: 'DONTNEED' });
+  return vm.trace().flatMap((event) => (event.name === 'unmap_gfn_range' ? [event.slot] : []));
+}
+
+// kvm_replace_memslot() takes the old slot out of the hva interval tree and inserts the new one, which goes right of its equals.
+test('among memslots of one host address the one changed last is met last', () => {
+  const vm = makeVm();
+  vm.host.mmap({ kind: 'anon4k', hva: HVA, length: 16 * PAGE });
+  const region = (slot: number, flags = 0, move = 0) => ({
+    slot,
+    flags,
+    guestPhysAddr: GPA + slot * 0x1000000 + move,
+    memorySize: 16 * PAGE,
+    userspaceAddr: HVA,
+  });
+  for (const slot of [2, 0, 1]) vm.setUserMemoryRegion(region(slot));
+  expect(slotsMet(vm)).toEqual([2, 0, 1]);
+  vm.setUserMemoryRegion(region(2, 1));
+  expect(slotsMet(vm)).toEqual([0, 1, 2]);
+  vm.setUserMemoryRegion(region(0, 0, 0x100000));
+  expect(slotsMet(vm)).toEqual([1, 2, 0]);
+  // A move beyond the last gfn fails late: the slot was out and comes back.
+  expect(() => vm.setUserMemoryRegion({ ...region(1), guestPhysAddr: 2 ** 40 })).toThrow(/EINVAL/);
+  expect(slotsMet(vm)).toEqual([2, 0, 1]);
+  // Nothing changes, nothing moves.
+  vm.setUserMemoryRegion(region(2, 1));
+  expect(slotsMet(vm)).toEqual([2, 0, 1]);
+});
+
+// KVM_PRE_FAULT_MEMORY retries its first page until a signal comes: the pages behind it are never asked for.
+test('a pre-fault that would retry for ever brings only its first page in on the host', () => {
+  const vm = makeVm();
+  const vcpu = vm.vcpus[0];
+  vm.host.mmap({ kind: 'anon4k', hva: HVA, length: 16 * PAGE });
+  vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: GPA, memorySize: 16 * PAGE, userspaceAddr: HVA });
+  vcpu.run();
+  vm.writeParameter('nx_huge_pages', true);
+  expect(() => vcpu.preFaultMemory({ gpa: GPA, size: 16 * PAGE })).toThrow(/EINTR/);
+  vm.trace();
+  // Writing replaces the zero page, with an event of its own, where one was mapped.
+  vm.host.madvise({ hva: HVA, length: 16 * PAGE, advice: 'POPULATE_WRITE' });
+  const events = vm.trace().filter((event) => event.name === 'kvm_unmap_hva_range');
+  expect(events).toHaveLength(1);
+});
