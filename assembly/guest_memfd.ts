@@ -137,7 +137,7 @@ function nextBinding(file: u32, fromPage: u64): Memslot | null {
 function gmemInvalidateBegin(file: u32, start: u64, end: u64): bool {
   trace2(EV_GMEM_INVAL_BEGIN, 0, 0, start, end, 0);
   let met = false;
-  let flush = false;
+  let flush: bool = false;
   let slot = nextBinding(file, 0);
   while (slot !== null) {
     const first = slot.gmemPgoff;

@@ -137,7 +137,7 @@ function wantMixed(slot: Memslot, level: i32, gfn: u64): void {
 /** The first pass: publishes the hull, zaps what the new attributes leave behind, flushes once. */
 function preSet(startGfn: u64, endGfn: u64, attributes: u64): void {
   mmuInvalidateBegin();
-  let flush = false;
+  let flush: bool = false;
   for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
     let place = firstPlaceByGfn(asId, startGfn);
     for (; place < slotCount(asId); place++) {

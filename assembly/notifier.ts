@@ -56,7 +56,7 @@ export function mmuNotifierInvalidateRangeStart(start: u64, end: u64, blockable:
   if (end <= start) return false;
   const selector = SELECT_NOTIFIER | (blockable ? MAY_BLOCK : 0);
   let locked = false;
-  let flush = false;
+  let flush: bool = false;
   for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
     for (let place: u32 = 0; place < slotCount(asId); place++) {
       const slot = slotAtPlace(asId, BY_HVA, place);
@@ -123,7 +123,7 @@ const SET_SPTE: u32 = 2;
 
 /** Calls one handler that never blocks for each slot that meets [start, end); no invalidation is begun. */
 function handleHvaRange(start: u64, end: u64, handler: u32, arg: u64): bool {
-  let result = false;
+  let result: bool = false;
   let locked = false;
   for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
     for (let place: u32 = 0; place < slotCount(asId); place++) {

@@ -368,7 +368,6 @@ function installMirror(fault: Fault, root: Root, stepwise: bool): i32 {
   tdpMmuCountFault(1);
   tdpMmuWalk(root, gfn);
   if (atFlags & PRESENT) {
-    const slot = slotOf(fault);
     // Present already: with all that follow in the run.
     const end = min(atEnd, gfn + min(fault.runPages, <u64>fault.limitPages));
     fault.runPages = max(end - gfn, 1);

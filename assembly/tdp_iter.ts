@@ -5,6 +5,7 @@
 // Keys are gfns as the root indexes them: of a TD's direct root with the shared bit set.
 // Mirrors: arch/x86/kvm/mmu/tdp_iter.c. Left out: RCU (one thread).
 
+import { handleChangedSptes } from './changed_spte';
 import { C_NX_LPAGE_SPLITS, C_VISITED_L1, count, ctl } from './control';
 import {
   childPtr,
@@ -37,7 +38,7 @@ import {
 } from './page_table';
 import { sideDelete, sideGet, sideKey } from './side';
 import { KIND, PRESENT } from './spte';
-import { codeOfFlags, SPTE_FROZEN, SPTE_NONPRESENT, SPTE_TABLE, traceSptes } from './trace';
+import { codeOfFlags, SPTE_FROZEN, SPTE_NONPRESENT, SPTE_TABLE } from './trace';
 
 /** Present leaves become non-present. */
 export const WALK_ZAP: u32 = 0;
@@ -120,7 +121,7 @@ function visit(level: i32, start: u64, end: u64): void {
 }
 
 function emit(level: i32, key: u64, oldCode: u32, newCode: u32, entries: u64): void {
-  if (entries != 0) traceSptes(asId, mirror, level, key & ~keyBits, oldCode, newCode, <u32>entries);
+  if (entries != 0) handleChangedSptes(asId, mirror, level, key & ~keyBits, oldCode, newCode, <u32>entries);
 }
 
 /** Traces the present runs of [from, to) of a leaf table that the walk is about to change. */

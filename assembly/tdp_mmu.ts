@@ -3,6 +3,7 @@
 // Roots are kept newest first, as the kernel lists them. A root entry stands one level above its table (page_table.ts).
 // Mirrors: arch/x86/kvm/mmu/tdp_mmu.c. Left out: RCU, async zapping.
 
+import { handleChangedSptes } from './changed_spte';
 import {
   C_GFNS_ZAPPED,
   C_GFNS_ZAPPED_OUTSIDE,
@@ -111,7 +112,6 @@ import {
   SPTE_TABLE,
   trace,
   trace2,
-  traceSptes,
 } from './trace';
 
 export const ROOT_DIRECT: u32 = 0;
@@ -567,7 +567,7 @@ function splitLeaf(root: Root, entryPtr: usize, level: i32, key: u64): void {
   const flags = flagsOf(entryPtr);
   if (ctl.traceOn != 0) {
     const gfn = key & ~(pagesOf(level) - 1) & ~keyBitsOf(root);
-    traceSptes(root.asId, root.kind, level, gfn, codeOfFlags(flags), SPTE_TABLE, 1);
+    handleChangedSptes(root.asId, root.kind, level, gfn, codeOfFlags(flags), SPTE_TABLE, 1);
     trace(EV_SPLIT_HUGE_PAGE, 0, <u32>level, gfn);
   }
   setUniform(entryPtr, level, level - 1, splitFlags(flags, level));
@@ -759,9 +759,7 @@ function markNxDisallowed(entryPtr: usize, level: i32, nxLevel: i32): void {
 }
 
 function linkTraced(root: Root, level: i32, gfn: u64): void {
-  if (ctl.traceOn != 0) {
-    traceSptes(root.asId, root.kind, level, gfn & ~(pagesOf(level) - 1), SPTE_NONPRESENT, SPTE_TABLE, 1);
-  }
+  handleChangedSptes(root.asId, root.kind, level, gfn & ~(pagesOf(level) - 1), SPTE_NONPRESENT, SPTE_TABLE, 1);
   countTables(root, 1);
 }
 
@@ -803,7 +801,7 @@ export function tdpMmuMap(root: Root, gfn: u64, level: i32, flags: u32, nxLevel:
     if (before == installed) return RET_PF_SPURIOUS;
     if (ctl.traceOn != 0) {
       const oldCode = sideCode != 0 ? sideCode : codeOfFlags(before);
-      traceSptes(root.asId, root.kind, 1, key & ~bits, oldCode, codeOfFlags(installed), 1);
+      handleChangedSptes(root.asId, root.kind, 1, key & ~bits, oldCode, codeOfFlags(installed), 1);
     }
     if (sideCode != 0) {
       sideDelete(sideKey(indexOf(root), key));
@@ -816,14 +814,12 @@ export function tdpMmuMap(root: Root, gfn: u64, level: i32, flags: u32, nxLevel:
   const tag = tagOf(entry);
   const gfnBase = key & ~bits;
   if (tag == EMPTY || tag == LEAF) {
-    if (ctl.traceOn != 0) {
-      traceSptes(root.asId, root.kind, level, gfnBase, codeOfFlags(flagsOf(entry)), codeOfFlags(after), 1);
-    }
+    handleChangedSptes(root.asId, root.kind, level, gfnBase, codeOfFlags(flagsOf(entry)), codeOfFlags(after), 1);
     if (tag == EMPTY) countLeafs(level, 1);
     setLeaf(entry, level, after);
     return RET_PF_FIXED;
   }
-  if (ctl.traceOn != 0) traceSptes(root.asId, root.kind, level, gfnBase, SPTE_TABLE, codeOfFlags(after), 1);
+  handleChangedSptes(root.asId, root.kind, level, gfnBase, SPTE_TABLE, codeOfFlags(after), 1);
   mappedOverTable = true;
   removeSubtree(root, entry, level, key, true);
   setLeaf(entry, level, after);
@@ -850,7 +846,7 @@ export function tdpMmuMapMmio(root: Root, gfn: u64, code: u32): bool {
   const before = ltFlags(entry, index);
   if (ctl.traceOn != 0) {
     const was = oldCode != 0 ? oldCode : codeOfFlags(before);
-    traceSptes(root.asId, root.kind, 1, gfn, was, code, 1);
+    handleChangedSptes(root.asId, root.kind, 1, gfn, was, code, 1);
   }
   if (before & PRESENT) {
     ltClear(entry, index, index + 1);
@@ -875,7 +871,7 @@ export function tdpMmuThaw(root: Root, gfn: u64, flags: u32): void {
   const key = gfn | keyBitsOf(root);
   const entry = pathTo(root, key, 1, 0);
   if (ctl.traceOn != 0 && (flags & PRESENT) != 0) {
-    traceSptes(root.asId, root.kind, 1, gfn, SPTE_NONPRESENT, codeOfFlags(flags), 1);
+    handleChangedSptes(root.asId, root.kind, 1, gfn, SPTE_NONPRESENT, codeOfFlags(flags), 1);
   }
   sideDelete(sideKey(indexOf(root), key));
   dropSide(entry);
@@ -896,9 +892,7 @@ export function tdpMmuMapRun(root: Root, startGfn: u64, endGfn: u64, level: i32,
   const leafs = (endGfn - startGfn) / pagesOf(level);
   for (let at = <i32>ctl.rootLevel; at >= level; at--) count(C_VISITED_L1 + at - 1, leafs);
   if (oldFlags == newFlags) return;
-  if (ctl.traceOn != 0) {
-    traceSptes(root.asId, root.kind, level, startGfn, codeOfFlags(oldFlags), codeOfFlags(newFlags), <u32>leafs);
-  }
+  handleChangedSptes(root.asId, root.kind, level, startGfn, codeOfFlags(oldFlags), codeOfFlags(newFlags), <u32>leafs);
   resetLinked();
   treeSet(entryOf(root), rootEntryLevel(), start, end, level, newFlags);
   if (linked > 0) countTables(root, linked);
@@ -933,9 +927,7 @@ export function tdpMmuSetSpte(kinds: u32, asId: u32, gfn: u64, writable: bool): 
         flush = true;
         if (!writable) {
           const readOnly = flags & ~(WRITABLE | HOST_WRITABLE | MMU_WRITABLE | ACCESSED);
-          if (ctl.traceOn != 0) {
-            traceSptes(root.asId, root.kind, 1, gfn, SPTE_NONPRESENT, codeOfFlags(readOnly), 1);
-          }
+          handleChangedSptes(root.asId, root.kind, 1, gfn, SPTE_NONPRESENT, codeOfFlags(readOnly), 1);
           const entry = pathTo(root, gfn | keyBitsOf(root), 1, 0);
           ltSet(entry, <i32>(gfn & 511), <i32>(gfn & 511) + 1, readOnly);
           countLeafs(1, 1);
@@ -1011,7 +1003,7 @@ export function tdpMmuCollapsibleTable(root: Root, gfn: u64, level: i32): bool {
 /** Zaps the table at `gfn`: its entry becomes non-present, what is below goes. */
 export function tdpMmuZapTable(root: Root, gfn: u64, level: i32, sharedMode: bool): void {
   const entry = tableEntry(root, gfn, level);
-  if (ctl.traceOn != 0) traceSptes(root.asId, root.kind, level, gfn, SPTE_TABLE, SPTE_NONPRESENT, 1);
+  handleChangedSptes(root.asId, root.kind, level, gfn, SPTE_TABLE, SPTE_NONPRESENT, 1);
   removeSubtree(root, entry, level, gfn | keyBitsOf(root), sharedMode);
 }
 
@@ -1032,7 +1024,7 @@ export function tdpMmuMakeHuge(root: Root, gfn: u64, level: i32): bool {
   }
   if ((flags & PRESENT) == 0) return false;
   const after = ctl.nxHugePages != 0 ? flags | NX : flags;
-  if (ctl.traceOn != 0) traceSptes(root.asId, root.kind, level, gfn, SPTE_TABLE, codeOfFlags(after), 1);
+  handleChangedSptes(root.asId, root.kind, level, gfn, SPTE_TABLE, codeOfFlags(after), 1);
   removeSubtree(root, entry, level, key, true);
   setLeaf(entry, level, after);
   countLeafs(level, 1);
@@ -1054,7 +1046,7 @@ function zapMarkedBelow(root: Root, entryPtr: usize, level: i32, base: u64, limi
     if (isTracked(child)) {
       const gfn = childBase & ~keyBitsOf(root);
       trace(EV_ZAP_SP, 0, <u32>childLevel, gfn);
-      if (ctl.traceOn != 0) traceSptes(root.asId, root.kind, childLevel, gfn, SPTE_TABLE, SPTE_NONPRESENT, 1);
+      handleChangedSptes(root.asId, root.kind, childLevel, gfn, SPTE_TABLE, SPTE_NONPRESENT, 1);
       removeSubtree(root, child, childLevel, childBase, false);
       zappedTables++;
     } else {
