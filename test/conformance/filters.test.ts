@@ -189,8 +189,10 @@ describe('what else a range of a producer carries', () => {
   test.each(COLUMNS)('set attributes, post hook, never zaps (%s)', (column) => {
     const vm = makeMappedVm(OPTIONS[column]);
     convert(vm, 8);
-    const events = eventsOf(vm, 'pre_attr', 'unmap_gfn_range', 'inv_end', 'post_attr').map(({ name }) => name);
-    expect(events).toEqual(['pre_attr', 'unmap_gfn_range', 'inv_end', 'post_attr']);
+    const events = eventsOf(vm, 'pre_attr', 'unmap_gfn_range', 'inv_end', 'post_attr');
+    expect(events.map(({ name }) => name)).toEqual(['pre_attr', 'unmap_gfn_range', 'inv_end', 'post_attr']);
+    const hook = { slot: 0, asId: 0, start: 0, end: 16, arg: 8, mayBlock: true };
+    expect([events[0], events[3]]).toMatchObject([hook, hook]);
   });
 
   test.each(COLUMNS)('aging asks about the shared tree only (%s)', (column) => {

@@ -76,6 +76,17 @@ describe('what is refused, and what does nothing', () => {
     expectTrace(vm, []);
   });
 
+  // virt/kvm/kvm_main.c: kvm_vm_ioctl_set_mem_attributes(): no check against memslots or the largest gpa
+  test('R-ATTR-3 that holds up to the last gfn whose end does not wrap', () => {
+    const vm = makeSlot(16);
+    const last = 2 ** 52 - 2;
+    vm.setMemoryAttributes({ address: 2n ** 64n - 8192n, size: PAGE, attributes: PRIVATE });
+    expect([last - 1, last].map((gfn) => vm.attributesOf(gfn))).toEqual([0, 8]);
+    vm.setMemoryAttributes({ address: 0x10_000, size: 2n ** 64n - 0x12_000n, attributes: PRIVATE });
+    expect([15, 16, 2 ** 40, last - 1, last].map((gfn) => vm.attributesOf(gfn))).toEqual([0, 8, 8, 8, 8]);
+    expect(vm.invalidate.seq).toBe(0);
+  });
+
   // virt/kvm/kvm_main.c: kvm_vm_set_mem_attributes()
   test.each([1, 2, 3])('R-ATTR-4 seq grows by exactly one a call over %i slots', (slots) => {
     const vm = makeVm({

@@ -87,6 +87,33 @@ describe('from hva ranges to gfn ranges', () => {
     expect(leavesOf(vm)).toEqual([]);
   });
 
+  // virt/kvm/kvm_main.c: __kvm_handle_hva_range(): address space 0, then 1; in each by ascending hva
+  test('R-HVA-3 so are slots of two address spaces, 0 before 1', () => {
+    const vm = makeVm({ memory: 16 * PAGE, slots: [{ startGfn: 0, npages: 8 }] });
+    const alias = { guestPhysAddr: 0, memorySize: 8 * PAGE, userspaceAddr: HVA };
+    vm.setUserMemoryRegion({ slot: (1 << 16) | 5, ...alias });
+    vm.vcpus[0].access({ gpa: 2 * PAGE, kind: 'write' });
+    vm.vcpus[0].enterSmm();
+    vm.vcpus[0].access({ gpa: 2 * PAGE, kind: 'write' });
+    vm.vcpus[0].access({ gpa: 3 * PAGE, kind: 'write' });
+    vm.trace();
+    const names = ['lock_sections', 'invalidations', 'remote_tlb_flush_requests', 'gfns_zapped'] as const;
+    const moved = counted(vm, names, () => vm.host.invalidateRangeStart(pages(2, 1)));
+    expect(moved).toEqual({ lock_sections: 1, invalidations: 1, remote_tlb_flush_requests: 1, gfns_zapped: 2 });
+    const ranges = eventsOf(vm, 'unmap_gfn_range').map(({ asId, slot }) => [asId, slot]);
+    expect(ranges).toEqual([
+      [0, 0],
+      [1, 5],
+    ]);
+    expect([leavesOf(vm, 'direct', 0), leavesOf(vm, 'direct', 1)]).toEqual([[], ['3..3 4K']]);
+    // A range of one slot is one of its address space: the other's root is left alone.
+    vm.host.invalidateRangeEnd(pages(2, 1));
+    vm.vcpus[0].leaveSmm();
+    vm.vcpus[0].access({ gpa: 3 * PAGE, kind: 'write' });
+    expect(vm.unmapGfnRange({ slot: 0, start: 0, end: 8 })).toBe(true);
+    expect([leavesOf(vm, 'direct', 0), leavesOf(vm, 'direct', 1)]).toEqual([[], ['3..3 4K']]);
+  });
+
   // virt/kvm/kvm_main.c: __kvm_handle_hva_range()
   test.each([
     ['is empty', 0n],
