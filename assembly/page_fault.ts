@@ -50,6 +50,7 @@ import {
   rootAt,
   tdpMmuChildFlags,
   tdpMmuCountFault,
+  tdpMmuCountFaults,
   tdpMmuFreeze,
   tdpMmuMap,
   tdpMmuMapMmio,
@@ -365,15 +366,16 @@ function sideIn(root: Root, startGfn: u64, endGfn: u64): bool {
 
 function installMirror(fault: Fault, root: Root, stepwise: bool): i32 {
   const gfn = fault.gfn;
-  tdpMmuCountFault(1);
   tdpMmuWalk(root, gfn);
   if (atFlags & PRESENT) {
     // Present already: with all that follow in the run.
     const end = min(atEnd, gfn + min(fault.runPages, <u64>fault.limitPages));
     fault.runPages = max(end - gfn, 1);
     fault.newFlags = atFlags;
+    tdpMmuCountFaults(1, fault.runPages);
     return RET_PF_SPURIOUS;
   }
+  tdpMmuCountFault(1);
   const flags = leafFlags(fault, 1, true);
   fault.newFlags = flags;
   tdpMmuFreeze(root, gfn);

@@ -681,9 +681,12 @@ export function tdpMmuWalk(root: Root, gfn: u64): void {
   treeAt(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root));
 }
 
-/** Counts the entries that a fault's walk visits, from the root down to `level`. */
+/** Counts the entries that the walks of `faults` faults visit, from the root down to `level`. */
+export function tdpMmuCountFaults(level: i32, faults: u64): void {
+  for (let at = <i32>ctl.rootLevel; at >= level; at--) count(C_VISITED_L1 + at - 1, faults);
+}
 export function tdpMmuCountFault(level: i32): void {
-  for (let at = <i32>ctl.rootLevel; at >= level; at--) count(C_VISITED_L1 + at - 1, 1);
+  tdpMmuCountFaults(level, 1);
 }
 
 /** The side code (MMIO, FROZEN) of the 4K entry of `gfn`, 0 if none. */
