@@ -1,7 +1,7 @@
 // Rules of KVM_SET_MEMORY_ATTRIBUTES (R-ATTR-*): what is refused, what is a no-op, what is zapped, what is mixed.
 
 import { describe, expect, test } from 'vitest';
-import type { CreateVmOptions, Vm, VmType } from '../../src/index.ts';
+import type { CreateVmOptions, KernelProfile, Vm, VmType } from '../../src/index.ts';
 import { expectTrace, makeVm, PAGE } from '../support/make-vm.ts';
 import { counted, countersMoved, eventsOf, leavesOf, refusalOf } from '../support/observe.ts';
 
@@ -171,16 +171,16 @@ describe('what a conversion does to mappings', () => {
   });
 
   // arch/x86/kvm/mmu/tdp_mmu.h: kvm_gfn_range_filter_to_root_types(): R-FLT-3
-  test.each<[VmType, Partial<CreateVmOptions>]>([
-    ['sw-protected', {}],
-    ['sw-protected', { kernel: 'linux-6.12' }],
-    ['sw-protected', { kernel: 'linux-6.16' }],
-    ['snp', { kernel: 'linux-6.12' }],
-    ['snp', { kernel: 'linux-6.16' }],
-  ])('R-ATTR-8 %s, %j: the same call zaps all leafs in range, and no content is lost', (type, options) => {
+  test.each<[VmType, KernelProfile]>([
+    ['sw-protected', 'rfc-v4'],
+    ['sw-protected', 'linux-6.12'],
+    ['sw-protected', 'linux-6.16'],
+    ['snp', 'linux-6.12'],
+    ['snp', 'linux-6.16'],
+  ])('R-ATTR-8 %s, %s: the same call zaps all leafs in range, and no content is lost', (type, kernel) => {
     const vm = makeVm({
       type,
-      ...options,
+      kernel,
       slots: [{ startGfn: 0, npages: 16, guestMemfd: true }],
       mapped: [0, 1, 2, 3, 12],
       mappedPrivate: [4, 5, 6, 7],
@@ -202,7 +202,7 @@ describe('what a conversion does to mappings', () => {
     ['across a 1G border', true, G1 - 4, G1 + 4, 0, 2 * G1],
     ['across a 1G border', false, G1 - 4, G1 + 4, G1 - 4, G1 + 4],
     ['in the last 2M, whose 1G is outside the slot', true, 2 * G1 + 5, 2 * G1 + 6, 2 * G1, 2 * G1 + M2],
-  ])('R-ATTR-12 hull of %s, guard %s: [%i, %i) publishes [%i, %i)', (_, hugepageGuard, start, end, from, to) => {
+  ])('R-ATTR-12 %s, guard %s: [%i, %i) publishes [%i, %i)', (_, hugepageGuard, start, end, from, to) => {
     const vm = makeSlot(2 * G1 + M2, { hugepageGuard });
     set(vm, start, end, PRIVATE);
     expect(vm.invalidate).toMatchObject({ inProgress: 0, seq: 1, start: from, end: to });

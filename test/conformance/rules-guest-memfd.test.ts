@@ -193,6 +193,7 @@ describe('punch hole', () => {
     ['the same, the second piece only', 0, 100, 64, 200, 1],
     ['[60, 64), [64, 128), [128, 130)', 60, 70, 0, 200, 3],
     ['a whole 4096', 0, 4096, 0, 4096, 1],
+    ['a whole 4096, from inside', 0, 4096, 5, 4096, 1],
   ])(
     'R-GMEM-5 (as corrected) a slot is visited once for each piece of its binding: %s',
     (_, pgoff, npages, from, to, visits) => {

@@ -153,7 +153,7 @@ describe('a fault around a conversion', () => {
   test.each<[string, number, string, string]>([
     ['inside the hull', 20, 'retry', 'retry'],
     ['outside the hull', 40, 'fixed', 'retry'],
-  ])('begun before, %s: %s between, stale after the end', (_, gfn, between, after) => {
+  ])('begun before, %s (gfn %i): %s between, %s after the end', (_, gfn, between, after) => {
     for (const [stopped, expected] of [
       [true, between],
       [false, after],

@@ -23,9 +23,9 @@ const pages = (first: number, count: number) => ({ hva: HVA + first * PAGE, leng
 describe('range zaps', () => {
   // arch/x86/kvm/mmu/tdp_mmu.c: tdp_mmu_zap_leafs()
   test.each<[string, 'thp' | 'hugetlb2m' | 'hugetlb1g', number, number, string[]]>([
-    ['its first gfn under a 2M leaf removes all 512', 'thp', M2, M2, ['0..511 2M', '1024..1535 2M']],
-    ['its last gfn under a 2M leaf removes all 512', 'hugetlb2m', 2 * M2 - 1, M2, ['0..511 2M', '1024..1535 2M']],
-    ['one gfn under a 1G leaf removes 262144', 'hugetlb1g', 12_345, G1, [`${G1}..${2 * G1 - 1} 1G`]],
+    ['first under a 2M leaf, removes all 512', 'thp', M2, M2, ['0..511 2M', '1024..1535 2M']],
+    ['last under a 2M leaf, removes all 512', 'hugetlb2m', 2 * M2 - 1, M2, ['0..511 2M', '1024..1535 2M']],
+    ['somewhere under a 1G leaf, removes 262144', 'hugetlb1g', 12_345, G1, [`${G1}..${2 * G1 - 1} 1G`]],
   ])('R-MMU-1 zapping one gfn, %s', (_, kind, gfn, gone, left) => {
     const npages = kind === 'hugetlb1g' ? 2 * G1 : 3 * M2;
     const vm = makeVm({ slots: [{ startGfn: 0, npages, kind }] });
