@@ -349,7 +349,7 @@ export class Host {
     if (first && first.start < start) this.split(first, start);
     const last = this.parts(start, end).at(-1);
     if (last && last.end > end) this.split(last, end);
-    for (const vma of this.parts(start, end)) this.event(vma.start, vma.end);
+    if (this.parts(start, end).length > 0) this.event(start, end);
     this.drop(start, end);
     this.vmas = this.vmas.filter((vma) => vma.end <= start || vma.start >= end);
   }
@@ -448,7 +448,8 @@ export class Host {
 
   remove(start: number, end: number): void {
     for (const vma of this.parts(start, end)) {
-      if (vma.kind !== 'shmem') throw new HostError('EINVAL');
+      // A private mapping of hugetlbfs has a file, but is not shared.
+      if (vma.kind !== 'shmem') throw new HostError(isHugetlb(vma.kind) ? 'EACCES' : 'EINVAL');
       const a = Math.max(start, vma.start);
       const b = Math.min(end, vma.end);
       this.event(a, b);
@@ -460,7 +461,11 @@ export class Host {
 
   /** MADV_FREE of anonymous memory: the pages stay, the translations go. */
   free(start: number, end: number): void {
-    for (const vma of this.parts(start, end)) this.event(Math.max(start, vma.start), Math.min(end, vma.end));
+    for (const vma of this.parts(start, end)) {
+      if (vma.kind === 'shmem' || isHugetlb(vma.kind)) throw new HostError('EINVAL');
+      this.event(Math.max(start, vma.start), Math.min(end, vma.end));
+    }
+    if (this.hasHole(start, end)) throw new HostError('ENOMEM');
   }
 
   /** MADV_PAGEOUT: one event per mapped page. */

@@ -104,30 +104,37 @@ export const big = (value: U64): bigint => BigInt(value);
 export const isPageAligned = (value: bigint): boolean => value % 4096n === 0n;
 export const toGfn = (value: bigint): number => Number(value >> 12n);
 
-/** What an entry means, without its pfn. */
+const NONE = {
+  writable: false,
+  executable: false,
+  accessed: false,
+  dirty: false,
+  hostWritable: false,
+  mmuWritable: false,
+  private: false,
+  pending: false,
+};
+const leafMeanings = new Map<number, SpteMeaning>();
+const MEANINGS: Readonly<Record<'empty' | 'frozen' | 'table', SpteMeaning>> = {
+  empty: { class: 'nonpresent', ...NONE },
+  frozen: { class: 'frozen', ...NONE },
+  table: { class: 'table', ...NONE },
+};
+
+/** What an entry means, without its pfn; the same object for entries that mean the same. */
 export function meaning(entry: Entry): SpteMeaning {
-  const none = {
-    writable: false,
-    executable: false,
-    accessed: false,
-    dirty: false,
-    hostWritable: false,
-    mmuWritable: false,
-    private: false,
-    pending: false,
-  };
-  switch (entry.kind) {
-    case 'empty':
-      return { class: 'nonpresent', ...none };
-    case 'frozen':
-      return { class: 'frozen', ...none };
-    case 'table':
-      return { class: 'table', ...none };
-    case 'mmio':
-      return { class: 'mmio', ...none, mmioGeneration: entry.generation };
-    case 'leaf': {
-      const { kind, pfn, ...bits } = entry;
-      return { class: 'leaf', ...bits };
-    }
+  if (entry.kind === 'mmio') return { class: 'mmio', ...NONE, mmioGeneration: entry.generation };
+  if (entry.kind !== 'leaf') return MEANINGS[entry.kind];
+  const { kind, pfn, ...bits } = entry;
+  const { writable, executable, accessed, dirty, hostWritable, mmuWritable, pending } = bits;
+  const key = [writable, executable, accessed, dirty, hostWritable, mmuWritable, bits.private, pending].reduce(
+    (sum, bit) => sum * 2 + (bit ? 1 : 0),
+    0,
+  );
+  let found = leafMeanings.get(key);
+  if (!found) {
+    found = { class: 'leaf', ...bits };
+    leafMeanings.set(key, found);
   }
+  return found;
 }

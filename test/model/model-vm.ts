@@ -102,7 +102,7 @@ export class ModelVm {
   isDestroyed = false;
   manualProtect = 0;
   private yieldGfn: number | null = null;
-  private nextFd = 100;
+  nextFd = 100;
   private nextGmemPfn = -1;
   private readonly nxTables: Table[] = [];
   events: ModelEvent[] = [];
@@ -714,7 +714,10 @@ export class ModelVm {
     this.begin();
     this.add(startGfn, endGfn);
     let flush = false;
-    for (const root of this.roots) if (root.valid) flush = this.zapLeafs(root, startGfn, endGfn, true, flush);
+    for (const root of this.roots) {
+      if (!root.valid || (this.filterForm === 'tdx-v18' && root.kind === 'mirror')) continue;
+      flush = this.zapLeafs(root, startGfn, endGfn, true, flush);
+    }
     if (flush) this.flushRange(startGfn, endGfn - startGfn);
     this.end();
   }
@@ -743,7 +746,8 @@ export class ModelVm {
     if (this.kernel !== 'rfc-v4') throw new ModelError('EOPNOTSUPP');
     const range = this.publicRange(r);
     if (r.end !== r.start + 1) throw new ModelError('EINVAL');
-    return this.setSpteRange(range, r.arg?.pte?.writable ?? false, null);
+    const { pte } = r.arg ?? {};
+    return this.setSpteRange({ ...range, attributes: pte ? (pte.writable ? 3 : 1) : 0 }, pte?.writable ?? false, null);
   }
   private setSpteRange(range: Range, writable: boolean, pfn: number | null): boolean {
     this.emit('set_spte_gfn', this.rangeFields(range));
@@ -823,7 +827,8 @@ export class ModelVm {
     if (this.isDestroyed) return [];
     const ranges: { slot: Slot; start: number; end: number }[] = [];
     for (let asId = 0; asId < this.addressSpaces; asId++) {
-      const byHva = this.slotsOf(asId).sort((a, b) => a.hva - b.hva);
+      // Slots with the same hva come in the order in which they were put in.
+      const byHva = this.slots.filter((slot) => slot.asId === asId).sort((a, b) => a.hva - b.hva);
       for (const slot of byHva) {
         const a = Math.max(startPage, slot.hva);
         const b = Math.min(endPage, slot.hva + slot.npages);
@@ -870,7 +875,9 @@ export class ModelVm {
   hvaChangePte(page: number, writable: boolean, pfn: number): void {
     let flush = false;
     for (const range of this.gfnRanges(page, page + 1)) {
-      if (this.setSpteRange({ ...range, ...ModelVm.BY_NOTIFIER, mayBlock: false }, writable, pfn)) flush = true;
+      const attributes = writable ? 3 : 1;
+      if (this.setSpteRange({ ...range, ...ModelVm.BY_NOTIFIER, mayBlock: false, attributes }, writable, pfn))
+        flush = true;
     }
     if (flush) this.flush();
   }
@@ -1072,7 +1079,7 @@ export class ModelVm {
   private zapRoot(root: Root, shared: boolean): void {
     for (const level of [1, 2, 3, root.level]) {
       this.emit('zap_root', { shared, level });
-      for (const iter of this.walk(root, level, 0, this.maxGfn, true)) {
+      for (const iter of this.walk(root, level, 0, Math.min(this.maxGfn, root.bits || this.maxGfn), true)) {
         if (!isPresent(iter.entry) || iter.level > level) continue;
         this.setSpte(root, iter, EMPTY, shared);
       }
@@ -1142,10 +1149,8 @@ export class ModelVm {
   private splitHugePages(slot: Slot, start: number, end: number, shared: boolean): void {
     this.emit('split_huge', { slot: slot.id, start, end, target: 1, shared });
     for (const root of this.rootsOf(slot.asId, false)) {
-      for (const target of [2, 1]) {
-        for (const iter of this.walk(root, target + 1, start, end, true)) {
-          if (iter.entry.kind === 'leaf') this.splitHuge(root, iter, shared);
-        }
+      for (const iter of this.walk(root, 2, start, end, true)) {
+        if (iter.entry.kind === 'leaf') this.splitHuge(root, iter, shared);
       }
     }
   }
@@ -1163,19 +1168,20 @@ export class ModelVm {
     return table;
   }
 
-  recoverNxHugePages(): void {
+  recoverNxHugePages(): number {
     this.alive();
-    let flush = false;
+    let zapped = 0;
     for (const table of [...this.nxTables]) {
       for (const root of this.roots) {
         const parent = this.findParent(root.table, table);
         if (!parent) continue;
         this.emit('zap_sp');
         this.write(root, parent.table, parent.index, table.gfn, EMPTY, false);
-        flush = true;
+        zapped++;
       }
     }
-    if (flush) this.flush();
+    if (zapped > 0) this.flush();
+    return zapped;
   }
   private findParent(at: Table, wanted: Table): { table: Table; index: number } | null {
     for (let index = 0; index < 512; index++) {

@@ -71,7 +71,7 @@ export class ModelVcpu {
   }
   private changeSmm(asId: number): void {
     this.alive();
-    if (this.vm.addressSpaces < 2) throw new ModelError('EINVAL');
+    if (asId >= this.vm.addressSpaces) throw new ModelError('EINVAL');
     if (this.asId === asId) return;
     this.asId = asId;
     const old = this.roots;
@@ -195,8 +195,10 @@ export class ModelVcpu {
           return { reason: 'error', errno: fault.errno };
         case 'retry':
           // Nothing in this thread can end the invalidation, or thaw the entry.
-          if (vm.retryGfnUnsafe(vm.seq, gfn) || vm.entryAt(root, gfn).entry.kind === 'frozen')
+          if (vm.retryGfnUnsafe(vm.seq, gfn) || vm.entryAt(root, gfn).entry.kind === 'frozen') {
+            this.enter();
             return { reason: 'retry' };
+          }
           break;
       }
     }
@@ -212,7 +214,8 @@ export class ModelVcpu {
         : this.vm.type === 'sw-protected'
           ? this.vm.isPrivate(gfn)
           : (a.private ?? false);
-    const fault = this.vm.faultBegin(this, gfn, a.kind, isPrivate, false);
+    // A fault placed by hand starts behind the fast path.
+    const fault = this.vm.faultBegin(this, gfn, a.kind, isPrivate, false, true);
     this.pendingFaults.set(this.nextFault, fault);
     return this.nextFault++;
   }
@@ -232,6 +235,7 @@ export class ModelVcpu {
     this.alive();
     const start = toGfn(big(a.gpa));
     const end = start + toGfn(big(a.size));
+    if (!this.vm.isTd || end <= start || end > this.vm.sharedBit) throw new ModelError('EINVAL');
     let pages = 0;
     this.enter();
     for (let gfn = start; gfn < end; gfn++) {
