@@ -1,6 +1,7 @@
 // Rules of the TDP MMU (R-MMU-*): what a zap takes, when it yields and flushes, at which level a fault maps, what frees tables.
 //
-// R-MMU-4's leaf in an invalid root cannot be placed: such a root is zapped before anything else runs. Its walk can be seen.
+// R-MMU-4's leaf in an invalid root cannot be placed by calls, as such a root is zapped before anything else runs: it is
+// written into a snapshot.
 
 import { describe, expect, test } from 'vitest';
 import type { CreateVmOptions, Vm, VmType } from '../../src/index.ts';
@@ -157,7 +158,18 @@ describe('yields and flushes', () => {
   });
 
   // arch/x86/kvm/mmu/tdp_mmu.c: tdp_mmu_zap_leafs()
-  test('R-MMU-4 zapping only in invalid roots requests no flush', () => {
+  test('R-MMU-4 zapping leafs of an invalid root only requests no flush', () => {
+    const vm = makeVm({ slots: [{ startGfn: 0, npages: 16 }], mapped: [0, 1] });
+    restoreWithRootInvalid(vm);
+    expect(leavesOf(vm)).toEqual(['0..1 4K']);
+    const moved = countersMoved(vm, () => expect(vm.unmapGfnRange({ slot: 0, start: 0, end: 16 })).toBe(false));
+    expect(moved).toMatchObject({ leafs_zapped_direct_4k: 2, pages_4k: -2 });
+    expect(leavesOf(vm)).toEqual([]);
+    expect(vm.check()).toEqual([]);
+  });
+
+  // arch/x86/kvm/mmu/tdp_mmu.c: tdp_mmu_zap_leafs()
+  test('R-MMU-4 an obsolete root that is still loaded is walked, and requests no flush', () => {
     const vm = makeVm({
       vcpus: 2,
       slots: [
@@ -504,3 +516,20 @@ describe('whole trees', () => {
     }
   });
 });
+
+/** Gives `vm` a snapshot of itself in which its only root is invalid, though nothing has zapped it. */
+function restoreWithRootInvalid(vm: Vm): void {
+  const snapshot = vm.snapshot();
+  // A root's record: used, kind, address space, invalid, sequence, users, zapped.
+  const record = [1, 0, 0, 0, 1, 1, 0];
+  for (let at = 0; at + record.length * 4 <= snapshot.length; at += 4) {
+    const words = new DataView(snapshot.buffer, at, record.length * 4);
+    if (!record.every((word, index) => words.getUint32(index * 4, true) === word)) continue;
+    words.setUint32(12, 1, true);
+    vm.restore(snapshot);
+    // No valid root is left to walk, while the tree is still there.
+    if (vm.rootCount === 1 && vm.walk(0).length === 0) return;
+    words.setUint32(12, 0, true);
+  }
+  throw new Error('found no root in the snapshot');
+}
