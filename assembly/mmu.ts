@@ -116,7 +116,7 @@ export function wantGfnRanges(slot: Memslot, startGfn: u64, endGfn: u64): void {
 }
 
 /** A TD's pages lose their content with their mapping: REMOVE gives them back unreadable. */
-function contentLost(slot: Memslot, startGfn: u64, endGfn: u64): void {
+export function contentLost(slot: Memslot, startGfn: u64, endGfn: u64): void {
   if (slot.gmem == 0) return;
   const offset = slot.gmemPgoff - slot.baseGfn;
   const tree = pagesTree(gmemAt(slot.gmem - 1));
@@ -142,7 +142,9 @@ export function testAgeGfn(slot: Memslot, startGfn: u64, endGfn: u64, selector: 
 /** On the one gfn of the range; `arg` is the new host pte: bit 0 present, bit 1 writable. Mirrors: kvm_set_spte_gfn() */
 export function setSpteGfn(slot: Memslot, startGfn: u64, endGfn: u64, arg: u64, selector: u32): bool {
   if (ctl.traceOn != 0) traceRange(EV_SET_SPTE_GFN, slot, startGfn, endGfn, arg, selector);
-  const flush = tdpMmuSetSpte(rootsOfRange(selector, 0), slot.asId, startGfn, (arg & 2) != 0);
+  const roots = rootsOfRange(selector, 0);
+  const flush = tdpMmuSetSpte(roots, slot.asId, startGfn, (arg & 2) != 0);
+  if ((roots & ROOTS_MIRROR) != 0) contentLost(slot, startGfn, startGfn + 1);
   trace(EV_GFN_RANGE_RET, flush ? 1 : 0, EV_SET_SPTE_GFN, 0);
   return flush;
 }

@@ -158,9 +158,8 @@ export function keyBitsOf(root: Root): u64 {
 }
 /** First gfn that no root can map. Mirrors: tdp_mmu_max_gfn_exclusive() */
 export function maxGfnExclusive(bits: u64): u64 {
-  if (bits != 0) return bits;
-  const width = min(ctl.maxphyaddr, 9 * ctl.rootLevel + 12) - 12;
-  return (<u64>1) << width;
+  // The host's width, and what is left of the root table behind the shared bit.
+  return min((<u64>1) << (ctl.maxphyaddr - 12), ((<u64>1) << (9 * ctl.rootLevel)) - bits);
 }
 
 /** The newest root older than `before` (0 = the newest of all); null at the end. */

@@ -11,6 +11,7 @@ import {
   ctl,
   FORM_GMEM_V13,
   FORM_TDX_V18,
+  hasMirroredTdp,
   PROFILE_6_12,
   PROFILE_6_16,
   VM_TDX,
@@ -19,8 +20,8 @@ import { gmemRelease } from './guest_memfd';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { RING_BASE, TRACE_RECORD_BYTES } from './layout';
 import { invalidateRoots, zapAllFast, zapInvalidatedRoots } from './memory_region';
-import { endGfnOf, memslotAt } from './memslots';
-import { ageGfn, ONLY_PRIVATE, ONLY_SHARED, setSpteGfn, testAgeGfn, unmapGfnRange } from './mmu';
+import { BY_GFN, endGfnOf, firstPlaceByGfn, memslotAt, slotAtPlace, slotCount } from './memslots';
+import { ageGfn, contentLost, ONLY_PRIVATE, ONLY_SHARED, setSpteGfn, testAgeGfn, unmapGfnRange } from './mmu';
 import { reserve } from './page_table';
 import { EINVAL, EOPNOTSUPP, STATUS_CAPACITY, STATUS_DESTROYED } from './status';
 import {
@@ -250,6 +251,13 @@ export function vmZapGfnRange(startGfn: f64, endGfn: f64): i32 {
   mmuInvalidateRangeAdd(start, end);
   const kinds = ctl.filterForm == FORM_TDX_V18 ? ROOTS_DIRECT : ROOTS_BOTH;
   const flush = tdpMmuUnmapRange(kinds, ALL_AS, start, end, true, true, false);
+  if (hasMirroredTdp() && kinds == ROOTS_BOTH) {
+    for (let place = firstPlaceByGfn(0, start); place < slotCount(0); place++) {
+      const slot = slotAtPlace(0, BY_GFN, place);
+      if (slot.baseGfn >= end) break;
+      contentLost(slot, max(start, slot.baseGfn), min(end, endGfnOf(slot)));
+    }
+  }
   if (flush) flushRemoteTlbsRange(start, end - start);
   mmuInvalidateEnd();
   return 0;
