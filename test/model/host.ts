@@ -507,6 +507,7 @@ export class Host {
       }
       if (failed) throw new HostError('EINVAL');
     }
+    if (this.hasHole(start, end)) throw new HostError('ENOMEM');
   }
 
   private collapseOne(at: number, needWritable: boolean): boolean {

@@ -519,7 +519,8 @@ export class ModelVm {
   /** At the deepest entry that maps the injected gfn, once the walk has moved since it started or last yielded. */
   private mustYield(iter: TdpIter): boolean {
     const gfn = this.yieldGfn;
-    if (gfn === null || gfn < iter.gfn || gfn >= iter.gfn + pagesOf(iter.level)) return false;
+    if (gfn === null || gfn >= iter.endGfn) return false;
+    if (gfn < iter.gfn || gfn >= iter.gfn + pagesOf(iter.level)) return false;
     if (iter.entry.kind === 'table' && iter.level > iter.minLevel) return false;
     if (iter.nextLastLevelGfn === iter.yieldedGfn) return false;
     this.yieldGfn = null;

@@ -5,10 +5,7 @@
 import fc from 'fast-check';
 import { test } from 'vitest';
 import { type Sequence, sequence } from './commands.ts';
-import { commandsOf, sequenceText, World } from './world.ts';
-
-const RUNS = Number(process.env.EPTSIM_PROPERTY_RUNS ?? 1000);
-const SEED = process.env.EPTSIM_PROPERTY_SEED === undefined ? {} : { seed: Number(process.env.EPTSIM_PROPERTY_SEED) };
+import { commandsOf, RUNS, SEED, sequenceText, World } from './world.ts';
 
 function runOne(one: Sequence): void {
   const world = new World(one.config);

@@ -3,7 +3,6 @@
 
 import { createVmSync, type Vm } from '../../src/index.ts';
 import { ModelError, meaning } from '../model/kernel.ts';
-import type { GmemFile } from '../model/memslot.ts';
 import { ModelVm } from '../model/model-vm.ts';
 import type { Table } from '../model/page-tables.ts';
 import { type AnyEvent, eventLines, meaningText } from '../support/events.ts';
@@ -24,6 +23,11 @@ import {
   type VmConfig,
   WINDOW_PAGES,
 } from './commands.ts';
+
+/** How many sequences a run does (EPTSIM_PROPERTY_RUNS), and where it starts (EPTSIM_PROPERTY_SEED). */
+export const RUNS = Number(process.env.EPTSIM_PROPERTY_RUNS ?? 1000);
+export const SEED =
+  process.env.EPTSIM_PROPERTY_SEED === undefined ? {} : { seed: Number(process.env.EPTSIM_PROPERTY_SEED) };
 
 const LEAF_NAMES = ['4k', '2m', '1g'];
 const COMPARED_STATS = [
@@ -69,7 +73,7 @@ export interface Outcome {
   value?: unknown;
   errno?: string;
 }
-const isErrno = (error: unknown): error is { code: string } =>
+export const isErrno = (error: unknown): error is { code: string } =>
   error instanceof ModelError || (error instanceof Error && error.name === 'KvmError');
 
 /** Carries a command out; refusals become their errno, anything else is thrown on. */
@@ -147,7 +151,7 @@ function modelLeafs(vm: ModelVm): string[] {
   }
   return runs.map(({ head, gfn, count }) => `${head} ${gfn} x${count}`);
 }
-function engineLeafs(vm: Vm): string[] {
+export function engineLeafs(vm: Vm): string[] {
   return vm
     .leafs()
     .map(
@@ -338,5 +342,3 @@ export function sequenceText(sequence: Sequence): string {
     ...commandsOf(sequence).map((command, k) => `${k}: ${commandText(command)}`),
   ].join('\n');
 }
-
-export type { GmemFile };
