@@ -145,6 +145,12 @@ export function object(value: unknown, name: string): void {
     throw new TypeError(`${name} is ${String(value)}: it must be an object`);
 }
 
+/** @throws {TypeError} if `value` is not a boolean */
+export function boolean(value: unknown, name: string): boolean {
+  if (typeof value !== 'boolean') throw new TypeError(`${name} is ${String(value)}: it must be a boolean`);
+  return value;
+}
+
 /** One of a list of words. */
 export function oneOf<T extends string>(value: unknown, name: string, words: readonly T[]): T {
   if (typeof value === 'string' && (words as readonly string[]).includes(value)) return value as T;

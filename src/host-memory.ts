@@ -1,7 +1,7 @@
 // The VMM process's address space. Each call does what Linux does, and fires the notifier as it does.
 
 import { GATE_HOST } from './engine/exports.ts';
-import { check, halvesOf, integer, object, oneOf } from './errors.ts';
+import { boolean, check, halvesOf, integer, object, oneOf } from './errors.ts';
 import type { U64, Vm } from './vm.ts';
 
 export const HOST_KINDS = ['anon4k', 'thp', 'hugetlb2m', 'hugetlb1g', 'shmem'] as const;
@@ -86,7 +86,8 @@ export class HostMemory {
   madvise(args: HvaRange & { advice: Advice; succeeds?: boolean }): void {
     const range = this.#range(args);
     const advice = ADVICE[oneOf(args.advice, 'advice', Object.keys(ADVICE) as Advice[])];
-    const forced = args.succeeds === undefined ? 0 : args.succeeds ? COLLAPSE_SUCCEEDS : COLLAPSE_FAILS;
+    let forced = 0;
+    if (args.succeeds !== undefined) forced = boolean(args.succeeds, 'succeeds') ? COLLAPSE_SUCCEEDS : COLLAPSE_FAILS;
     this.#call('abiHostMadvise', 'madvise', [...range, advice | forced], { ...args });
   }
 
@@ -101,8 +102,8 @@ export class HostMemory {
   access(args: HvaRange & { write: boolean; step?: number }): void {
     const range = this.#range(args);
     const step = integer(args.step ?? 4096, 'step', 1, 2 ** 48);
-    if (typeof args.write !== 'boolean') throw new TypeError(`write is ${String(args.write)}: it must be a boolean`);
-    this.#call('abiHostAccess', 'access', [...range, args.write ? 1 : 0, step], { ...args });
+    const write = boolean(args.write, 'write') ? 1 : 0;
+    this.#call('abiHostAccess', 'access', [...range, write, step], { ...args });
   }
 
   /** The kernel moves pages to other frames (compaction, NUMA balancing). */
@@ -131,7 +132,7 @@ export class HostMemory {
    */
   changePte(args: { hva: U64; writable: boolean }): void {
     object(args, 'args');
-    const values = [...halvesOf(args.hva, 'hva'), args.writable ? 1 : 0];
+    const values = [...halvesOf(args.hva, 'hva'), boolean(args.writable, 'writable') ? 1 : 0];
     this.#call('abiHostChangePte', 'changePte', values, { ...args });
   }
 
@@ -163,7 +164,7 @@ export class HostMemory {
    * @returns whether a memslot was met
    */
   invalidateRangeStart(args: HvaRange & { blockable?: boolean }): boolean {
-    const values = [...this.#bounds(args), args.blockable === false ? 0 : 1];
+    const values = [...this.#bounds(args), boolean(args.blockable ?? true, 'blockable') ? 1 : 0];
     return this.#call('abiInvalidateRangeStart', 'invalidateRangeStart', values, { ...args }) === 1;
   }
   /** kvm_mmu_notifier_invalidate_range_end(). @throws {KvmError} EINVAL if no start is open */
@@ -172,7 +173,7 @@ export class HostMemory {
   }
   /** kvm_mmu_notifier_clear_young(), or clear_flush_young() with `flush`. @returns whether any page was young */
   age(args: HvaRange & { flush?: boolean }): boolean {
-    const values = [...this.#bounds(args), args.flush === true ? 1 : 0];
+    const values = [...this.#bounds(args), boolean(args.flush ?? false, 'flush') ? 1 : 0];
     return this.#call('abiNotifierAge', 'age', values, { ...args }) === 1;
   }
   /** kvm_mmu_notifier_test_young() of one address. */

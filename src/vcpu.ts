@@ -1,7 +1,7 @@
 // A vCPU: what the guest does, and the ioctl that a VMM calls on it.
 
 import { GATE_VCPU } from './engine/exports.ts';
-import { check, errnoName, errorOf, halvesOf, integer, KvmError, object, oneOf } from './errors.ts';
+import { boolean, check, errnoName, errorOf, halvesOf, integer, KvmError, object, oneOf } from './errors.ts';
 import type { U64, Vm } from './vm.ts';
 
 const KINDS = ['read', 'write', 'exec'] as const;
@@ -94,7 +94,7 @@ export class Vcpu {
   /** Whether the vCPU is running guest code at this moment: a remote flush then kicks it. */
   setInGuest(inGuest: boolean): void {
     const values = { vcpu: this.index, inGuest };
-    this.#vm.operate('vcpuSetInGuest', [this.index, inGuest ? 1 : 0], GATE_VCPU, (status) => {
+    this.#vm.operate('vcpuSetInGuest', [this.index, boolean(inGuest, 'inGuest') ? 1 : 0], GATE_VCPU, (status) => {
       check(status, 'setInGuest', values);
     });
   }

@@ -360,6 +360,7 @@ export class Vm {
    */
   *steps<T>(options: { budget?: number; stopAt?: readonly StopPoint[] }, call: () => T): Generator<Pause, T> {
     object(options, 'options');
+    if (typeof call !== 'function') throw new TypeError(`call is ${String(call)}: it must be a function`);
     const budget = options.budget ?? Number.POSITIVE_INFINITY;
     if (typeof budget !== 'number' || !(budget >= 1))
       throw new RangeError(`budget is ${budget}: it must be at least 1`);
