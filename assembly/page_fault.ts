@@ -405,7 +405,9 @@ function installMirror(fault: Fault, root: Root, stepwise: bool): i32 {
 function installMmio(fault: Fault, root: Root): i32 {
   const vcpu = vcpuAt(fault.vcpu);
   const generation = vcpu.asId == 0 ? ctl.mmioGen0 : ctl.mmioGen1;
-  tdpMmuMapMmio(root, fault.gfn, codeOfMmio(generation));
+  // The tables of an exec fault are nx-disallowed although nothing is mapped through them; they count as no lost huge page.
+  const nxLevel = fault.access == ACCESS_EXEC && ctl.nxHugePages != 0 ? 1 : 0;
+  tdpMmuMapMmio(root, fault.gfn, codeOfMmio(generation), nxLevel);
   count(C_PF_MMIO_SPTE_CREATED, 1);
   trace(EV_MARK_MMIO_SPTE, 0, 0, fault.gfn);
   return RET_PF_EMULATE;

@@ -620,9 +620,15 @@ function splitEntry(root: Root, entryPtr: usize, level: i32, start: u64, end: u6
   fold(entryPtr, level);
 }
 
+/** Where the piece under way of a splitting walk starts, and whether an earlier piece visited what reaches before it. */
+let splitStart: u64 = 0;
+let splitResumed: bool = false;
+
 function countVisits(level: i32, start: u64, end: u64): void {
   const shift = 9 * (level - 1);
-  count(C_VISITED_L1 + level - 1, ((end - 1) >> shift) - (start >> shift) + 1);
+  let entries = ((end - 1) >> shift) - (start >> shift) + 1;
+  if (splitResumed && start == splitStart && (start & (pagesOf(level) - 1)) != 0) entries--;
+  count(C_VISITED_L1 + level - 1, entries);
 }
 
 /**
@@ -648,6 +654,8 @@ export function tdpMmuTrySplitHugePages(asId: u32, startGfn: u64, endGfn: u64, t
           carried = end == at ? budget : 0;
           ctl.budget = end < limit ? 0 : cutLeft();
         }
+        splitStart = at + bits;
+        splitResumed = at != startGfn;
         if (end > at) splitEntry(root, entryOf(root), rootEntryLevel(), at + bits, end + bits, target);
         at = end;
         if (at < limit) pauseForBudget(at);
@@ -838,12 +846,12 @@ export function removeSubtree(root: Root, entryPtr: usize, level: i32, key: u64,
 }
 
 /** Installs an MMIO spte of `generation` for `gfn`. Returns whether the entry changed. Mirrors: make_mmio_spte() */
-export function tdpMmuMapMmio(root: Root, gfn: u64, code: u32): bool {
+export function tdpMmuMapMmio(root: Root, gfn: u64, code: u32, nxLevel: i32): bool {
   const key = gfn | keyBitsOf(root);
   tdpMmuCountFault(1);
   const oldCode = tdpMmuSideCode(root, gfn);
   if (oldCode == code) return false;
-  const entry = pathTo(root, key, 1, 0);
+  const entry = pathTo(root, key, 1, nxLevel);
   const index = <i32>(key & 511);
   const before = ltFlags(entry, index);
   if (ctl.traceOn != 0) {
