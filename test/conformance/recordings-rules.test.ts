@@ -65,3 +65,23 @@ test('a pre-fault that would retry for ever brings only its first page in on the
   const events = vm.trace().filter((event) => event.name === 'kvm_unmap_hva_range');
   expect(events).toHaveLength(1);
 });
+
+// kvm_mmu_hugepage_adjust() notes that an exec fault may have no huge page before it looks whether there is any memory at all.
+test('the tables of an exec fault outside any memslot forbid huge pages, and count as no split', () => {
+  const vm = makeVm();
+  const vcpu = vm.vcpus[0];
+  vm.writeParameter('nx_huge_pages', true);
+  const inSecond2M = GPA + 0x200000;
+  expect(vcpu.access({ gpa: inSecond2M + PAGE, kind: 'exec' }).reason).toBe('mmio');
+  const length = 0x400000;
+  vm.host.mmap({ kind: 'thp', hva: HVA, length });
+  vm.host.madvise({ hva: HVA, length, advice: 'POPULATE_WRITE' });
+  vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: GPA, memorySize: length, userspaceAddr: HVA });
+  vcpu.preFaultMemory({ gpa: GPA, size: length });
+  const leafs = [1, 2].map((level) => vm.leafs().filter((run) => run.level === level));
+  expect(leafs.map((runs) => [runs[0].gfn * PAGE, runs.reduce((sum, run) => sum + run.count, 0)])).toEqual([
+    [inSecond2M, 512],
+    [GPA, 1],
+  ]);
+  expect(vm.stats().nx_lpage_splits).toBe(0);
+});
