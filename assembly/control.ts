@@ -31,6 +31,7 @@ export class Control {
   heldBlocks: u32;
   heldUppers: u64;
   // What the VM is; fixed by vmCreate().
+  slotsPagesMax: u64;
   vmType: u32;
   profile: u32;
   filterForm: u32;
@@ -81,7 +82,6 @@ export class Control {
   hvaAliases: u32;
   pad0: u32;
   slotsPages: u64;
-  slotsPagesMax: u64;
   directBits: u64;
   invSeq: u64;
   invStart: u64;
@@ -240,8 +240,8 @@ export const CONTROL_AT_ROOT_HIGH_WATER: usize = CONTROL_BASE + offsetof<Control
 export const CONTROL_AT_GMEM_HIGH_WATER: usize = CONTROL_BASE + offsetof<Control>('gmemHighWater');
 export const CONTROL_AT_DIRECT_BITS: usize = CONTROL_BASE + offsetof<Control>('directBits');
 /** What createVm() fixed: a snapshot of a VM that differs here is another VM's. */
-export const CONTROL_AT_FIXED: usize = CONTROL_BASE + offsetof<Control>('vmType');
-export const CONTROL_FIXED_BYTES: usize = 7 * 4;
+export const CONTROL_AT_FIXED: usize = CONTROL_BASE + offsetof<Control>('slotsPagesMax');
+export const CONTROL_FIXED_BYTES: usize = offsetof<Control>('quirkSlotZapAll') - offsetof<Control>('slotsPagesMax');
 
 /** Differs where records or regions do: part of what makes a snapshot readable. */
 export const LAYOUT_HASH: u32 =

@@ -244,6 +244,8 @@ export class Vm {
   readonly #at: Readonly<Record<'result0' | 'counters' | 'io', number>>;
   #fault: EngineFault | undefined;
   #stepping = false;
+  /** How often the state was replaced: an operation in pieces of the state before is gone. */
+  #restores = 0;
 
   /** @internal Use createVm(). */
   constructor(options: ResolvedOptions, module: WebAssembly.Module) {
@@ -354,6 +356,7 @@ export class Vm {
    * one run. Between pieces the VM can be inspected and a snapshot taken; while it is stopped outside mmu_lock, vCPUs
    * can fault. The generator's value is the call's.
    * @throws {RangeError} if the budget is not at least 1
+   * @throws {KvmError} EINVAL if restore() replaced the state between two pieces
    * @example
    * const pieces = vm.steps({ budget: 1000 }, () => vm.unmapGfnRange({ slot: 0, start: 0, end: 512 }));
    * for (let piece = pieces.next(); !piece.done; piece = pieces.next()) console.log(piece.value.nextGfn);
@@ -373,6 +376,7 @@ export class Vm {
       this.#doubles[wasm.CONTROL_AT_BUDGET.value >>> 3] = value;
       this.#words[wasm.CONTROL_AT_STOP_MASK.value >>> 2] = stops;
     };
+    const restores = this.#restores;
     let signal: PauseSignal | undefined;
     this.#stepping = true;
     setBudget(budget, mask);
@@ -387,14 +391,20 @@ export class Vm {
       }
       for (;;) {
         yield this.#pause();
+        if (this.#restores !== restores) {
+          throw new KvmError('EINVAL', 'steps', 'steps(): EINVAL: restore() has replaced the operation');
+        }
         setBudget(budget, mask);
         const piece = this.#resume();
         if (!piece.paused) return signal.finish(piece.status) as T;
       }
     } finally {
       // Left early, the operation is finished in one go: nothing stays half done.
-      setBudget(Number.POSITIVE_INFINITY, 0);
-      if (signal !== undefined && this.paused) this.#resume();
+      if (this.#restores === restores) {
+        setBudget(Number.POSITIVE_INFINITY, 0);
+        if (signal !== undefined && this.paused) this.#resume();
+        this.#forgetOperation();
+      }
     }
   }
 
@@ -413,7 +423,14 @@ export class Vm {
     this.#doubles[this.#wasm.CONTROL_AT_BUDGET.value >>> 3] = Number.POSITIVE_INFINITY;
     this.#words[this.#wasm.CONTROL_AT_STOP_MASK.value >>> 2] = 0;
     const piece = this.#resume();
+    this.#forgetOperation();
     return piece.paused ? 0 : check(piece.status, 'finishPaused', {});
+  }
+
+  /** Clears what only said where an operation was: what remains is what one run leaves. */
+  #forgetOperation(): void {
+    this.#words[this.#wasm.CONTROL_AT_OPERATION.value >>> 2] = 0;
+    this.#doubles[this.#wasm.CONTROL_AT_PAUSE_GFN.value >>> 3] = 0;
   }
 
   /**
@@ -868,6 +885,10 @@ export class Vm {
 
   // --- Snapshots -------------------------------------------------------------------------------------------------------
 
+  #bytes({ start, bytes }: { start: number; bytes: number }): Uint8Array {
+    return new Uint8Array(this.#memory.buffer, start, bytes);
+  }
+
   #regions(): { start: number; bytes: number }[] {
     const regions = [];
     for (let index = 0; this.#wasm.snapshotRegion(index) === 1; index++) {
@@ -934,12 +955,14 @@ export class Vm {
     const count = header[4];
     const own = this.#regions();
     if (count !== own.length) refuse(`it lists ${count} regions, not ${own.length}`);
+    if (header.length < SNAPSHOT_HEADER_WORDS + count * 2) refuse('it is cut short');
     let at = (SNAPSHOT_HEADER_WORDS + count * 2) * 4;
-    const regions = [];
+    const regions: { start: number; bytes: number; at: number }[] = [];
     for (let index = 0; index < count; index++) {
       const start = header[SNAPSHOT_HEADER_WORDS + index * 2];
       const bytes = header[SNAPSHOT_HEADER_WORDS + index * 2 + 1];
       if (start !== own[index].start) refuse(`its region ${index} is at ${start}, not at ${own[index].start}`);
+      if (index === 0 && bytes !== own[0].bytes) refuse(`its region 0 should have ${own[0].bytes} bytes`);
       regions.push({ start, bytes, at });
       at += bytes;
     }
@@ -947,13 +970,24 @@ export class Vm {
     const fixed = wasm.CONTROL_AT_FIXED.value - regions[0].start + regions[0].at;
     const ours = new Uint8Array(this.#memory.buffer, wasm.CONTROL_AT_FIXED.value, wasm.CONTROL_FIXED_BYTES.value);
     if (ours.some((byte, index) => byte !== aligned[fixed + index])) refuse('its VM was created with other options');
+    // What its control block says of the regions must be what it holds.
+    const [control] = regions;
+    const ownControl = this.#bytes(own[0]).slice();
+    this.#bytes(control).set(aligned.subarray(control.at, control.at + control.bytes));
+    const said = this.#regions();
+    this.#bytes(own[0]).set(ownControl);
+    const wrong = said.findIndex(
+      ({ start, bytes }, index) => start !== regions[index].start || bytes !== regions[index].bytes,
+    );
+    if (wrong >= 0) refuse(`its region ${wrong} should have ${said[wrong].bytes} bytes`);
     for (const file of this.guestMemfds) closeFd(file.fd);
-    for (const { start, bytes } of own) new Uint8Array(this.#memory.buffer, start, bytes).fill(0);
-    for (const { start, bytes, at: from } of regions) {
-      new Uint8Array(this.#memory.buffer, start, bytes).set(aligned.subarray(from, from + bytes));
+    for (const region of own) this.#bytes(region).fill(0);
+    for (const region of regions) {
+      this.#bytes(region).set(aligned.subarray(region.at, region.at + region.bytes));
     }
     for (const file of this.guestMemfds) adoptFd(this, file.fd);
     this.#fault = undefined;
+    this.#restores++;
   }
 
   /** @internal For tests: the n-th reservation from now on is refused, once (0: none). */

@@ -1,48 +1,13 @@
 // Memory exhausted: every operation reserves its worst case first, and is refused before its first change.
 
 import { describe, expect, test } from 'vitest';
-import { type CreateVmOptions, createVmSync, type HostKind, KvmError, type Vm } from '../../src/index.ts';
+import { createVmSync, KvmError, type Vm } from '../../src/index.ts';
 import { isDebugBuild, PAGE, SLOT_HVA } from '../support/make-vm.ts';
+import { FIRST, FIRST_PAGES, hvaOf, prepared, SECOND } from '../support/prepared-vm.ts';
 import { randomFrom } from '../support/random.ts';
 
 const TYPES = ['default', 'sw-protected', 'snp', 'tdx'] as const;
 const SMALL = { type: 'default', debug: isDebugBuild } as const;
-/** gfns of the first slot, on no table's bound, and of the second, which a guest_memfd backs too. */
-const FIRST = 0x1f0;
-const FIRST_PAGES = 1600;
-const SECOND = 0x1000;
-const SECOND_PAGES = 1024;
-const hvaOf = (gfn: number) => SLOT_HVA + gfn * PAGE;
-
-/** A VM with two slots and an alias of the first, parts of it mapped, dirty, private: boundaries everywhere. */
-function prepared(options: Partial<CreateVmOptions>, kind: HostKind): Vm {
-  const vm = createVmSync({ memory: 2 ** 30, vcpus: 2, debug: isDebugBuild, ...options });
-  const isPrivate = vm.options.type !== 'default';
-  vm.host.mmap({ kind, hva: hvaOf(0), length: 16384 * PAGE });
-  const memory = { userspaceAddr: hvaOf(FIRST), memorySize: FIRST_PAGES * PAGE };
-  vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: FIRST * PAGE, flags: 1, ...memory });
-  vm.setUserMemoryRegion({ slot: 1, guestPhysAddr: 0x2010 * PAGE, ...memory });
-  const second = {
-    slot: 2,
-    guestPhysAddr: SECOND * PAGE,
-    memorySize: SECOND_PAGES * PAGE,
-    userspaceAddr: hvaOf(SECOND),
-  };
-  if (isPrivate) {
-    const { fd } = vm.createGuestMemfd({ size: SECOND_PAGES * PAGE });
-    vm.setUserMemoryRegion2({ ...second, flags: 4, guestMemfd: fd });
-    vm.setMemoryAttributes({ address: (SECOND + 100) * PAGE, size: 700 * PAGE, attributes: 8 });
-    const gpa = (SECOND + 100) * PAGE;
-    if (vm.options.type === 'tdx') vm.vcpus[0].accept({ gpa, size: 600 * PAGE });
-    vm.vcpus[0].access({ gpa, kind: 'write', count: 300, private: true });
-  } else vm.setUserMemoryRegion(second);
-  const shared = vm.options.type === 'tdx' ? 2 ** 47 : 0;
-  vm.vcpus[0].access({ gpa: shared + FIRST * PAGE, kind: 'write', count: 900, private: false });
-  vm.vcpus[1].access({ gpa: shared + (FIRST + 1000) * PAGE, kind: 'read', count: 100, private: false });
-  vm.vcpus[1].access({ gpa: shared + 0x2010 * PAGE, kind: 'read', count: 700, private: false });
-  return vm;
-}
-
 const gmem = (vm: Vm) => vm.guestMemfds[0];
 const sharedBit = (vm: Vm) => (vm.options.type === 'tdx' ? 2 ** 47 : 0);
 const range = { slot: 0, start: FIRST + 37, end: FIRST + 1033 };
