@@ -9,6 +9,7 @@ import {
   atEnd,
   atFlags,
   atLevel,
+  atTag,
   childPtr,
   EMPTY,
   flagsOf,
@@ -23,13 +24,25 @@ import {
   tagOf,
   treeAt,
   treeFlags,
+  treeLook,
   treeRunEnd,
   UNIFORM,
 } from './page_table';
 import { sideGet, sideKey } from './side';
 import { KIND, PRESENT } from './spte';
 import { STATUS_NO_HANDLE } from './status';
-import { keyBitsOf, ROOT_DIRECT, ROOT_MIRROR, Root, rootAt, rootEntry, rootEntryLevel } from './tdp_mmu';
+import {
+  findRoot,
+  indexOf,
+  keyBitsOf,
+  ROOT_DIRECT,
+  ROOT_MIRROR,
+  Root,
+  rootAt,
+  rootEntry,
+  rootEntryLevel,
+} from './tdp_mmu';
+import { codeOfFlags, SPTE_NONPRESENT } from './trace';
 
 const RECORD_BYTES: usize = 48;
 const RECORDS_MAX: u32 = <u32>(IO_BYTES / RECORD_BYTES);
@@ -137,6 +150,35 @@ export function inspectWalk(rootIndex: u32, gfn: f64): i32 {
     }
   }
   return <i32>records;
+}
+
+/** What a walk for `key` ends at: the code of trace.ts, and the level at bit 16. */
+function spteAt(root: Root, key: u64): u32 {
+  treeLook(rootEntry(root), rootEntryLevel(), key);
+  let code = codeOfFlags(atFlags);
+  if (code == SPTE_NONPRESENT && atTag == LT) code = sideGet(sideKey(indexOf(root), key));
+  return code | ((<u32>atLevel) << 16);
+}
+
+/** spteAt() of the valid root of `kind` and `asId`; 0 if there is none. */
+export function inspectSpte(kind: u32, asId: u32, gfn: f64): u32 {
+  const root = findRoot(kind, asId);
+  return root === null ? 0 : spteAt(root, <u64>gfn | keyBitsOf(root));
+}
+
+/**
+ * inspectSpte() of the `gfns` doubles at IO_BASE, each answer a u32 in their place. Returns how many were answered: it
+ * ends before the first that is no gfn.
+ */
+export function inspectSptes(kind: u32, asId: u32, gfns: u32): u32 {
+  const root = findRoot(kind, asId);
+  const bits: u64 = root === null ? 0 : keyBitsOf(root);
+  for (let index: u32 = 0; index < gfns; index++) {
+    const gfn = load<f64>(IO_BASE + ((<usize>index) << 3));
+    if (!(gfn >= 0 && gfn < 4503599627370496.0 && gfn == floor(gfn))) return index;
+    store<u32>(IO_BASE + ((<usize>index) << 2), root === null ? 0 : spteAt(root, <u64>gfn | bits));
+  }
+  return gfns;
 }
 
 // --- The oracle ------------------------------------------------------------------------------------------------------

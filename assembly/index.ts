@@ -51,7 +51,15 @@ export {
   abiWriteNxHugePages,
   abiZapGfnRange,
 } from './abi';
-export { inspectLeafs, inspectTables, inspectWalk, staleSharedLeafs, vmCheck } from './check';
+export {
+  inspectLeafs,
+  inspectSpte,
+  inspectSptes,
+  inspectTables,
+  inspectWalk,
+  staleSharedLeafs,
+  vmCheck,
+} from './check';
 export {
   CONTROL_AT_BUDGET,
   CONTROL_AT_DEAD,

@@ -777,6 +777,27 @@ export function treeAt(entryPtr: usize, level: i32, key: u64): void {
   atLevel = tag == UNIFORM ? leafLevelOf(entryPtr) : level;
 }
 
+/** As treeAt(), without atEnd, which costs more than the rest. */
+export function treeLook(entryPtr: usize, level: i32, key: u64): void {
+  let desc = load<u32>(entryPtr);
+  while ((desc & 7) == TABLE) {
+    level--;
+    entryPtr = childPtr(entryPtr, indexAt(key, level));
+    desc = load<u32>(entryPtr);
+  }
+  const tag = desc & 7;
+  atEntry = entryPtr;
+  atTag = tag;
+  if (tag == LT) {
+    atFlags = ltFlags(entryPtr, <i32>(key & 511));
+    atLevel = 1;
+    return;
+  }
+  const flags = (desc >> 8) & 255;
+  atFlags = flags & 1 ? flags : 0;
+  atLevel = tag == UNIFORM ? <i32>((desc >> 3) & 15) : level;
+}
+
 /** The flags of `key`: 0 if absent. */
 export function treeFlags(entryPtr: usize, level: i32, key: u64): u32 {
   while (tagOf(entryPtr) == TABLE) {

@@ -31,25 +31,40 @@ function flag(value: unknown, name: string, byDefault: boolean): boolean {
   return value;
 }
 
+/** The engine's arguments; `arg` in two halves, the selector word as assembly/mmu.ts has it. */
+export interface RangeArguments {
+  asId: number;
+  slot: number;
+  start: number;
+  end: number;
+  argLow: number;
+  argHigh: number;
+  selector: number;
+}
+
 /**
- * The engine's arguments: address space, slot, start, end, arg (two halves), selector word (assembly/mmu.ts).
+ * Checks a range and takes it apart.
  * @throws {TypeError | RangeError} a gfn that is no integer, negative or above 2^52, a filter beyond 3
  */
-export function rangeArguments(range: KvmGfnRange): number[] {
+export function rangeArguments(range: KvmGfnRange): RangeArguments {
   object(range, 'range');
   const slot = integer(range.slot, 'slot', 0, 65535);
   const asId = integer(range.asId ?? 0, 'asId', 0, 65535);
   const start = integer(range.start, 'start', 0, GFN_END);
   const end = integer(range.end, 'end', 0, GFN_END);
   const attrFilter = integer(range.attrFilter ?? 0, 'attrFilter', 0, 3);
-  if (range.arg !== undefined) object(range.arg, 'arg');
-  let arg: [number, number] = [0, 0];
-  if (range.arg?.pte !== undefined) arg = [flag(range.arg.pte.writable, 'arg.pte.writable', true) ? 3 : 1, 0];
-  else if (range.arg?.attributes !== undefined) arg = halvesOf(range.arg.attributes, 'arg.attributes');
+  const { arg } = range;
+  let argLow = 0;
+  let argHigh = 0;
+  if (arg !== undefined) {
+    object(arg, 'arg');
+    if (arg.pte !== undefined) argLow = flag(arg.pte.writable, 'arg.pte.writable', true) ? 3 : 1;
+    else if (arg.attributes !== undefined) [argLow, argHigh] = halvesOf(arg.attributes, 'arg.attributes');
+  }
   const selector =
     attrFilter |
     (flag(range.mayBlock, 'mayBlock', true) ? 4 : 0) |
     (flag(range.onlyPrivate, 'onlyPrivate', false) ? 8 : 0) |
     (flag(range.onlyShared, 'onlyShared', false) ? 16 : 0);
-  return [asId, slot, start, end, ...arg, selector];
+  return { asId, slot, start, end, argLow, argHigh, selector };
 }

@@ -9,7 +9,7 @@ export { GuestMemfd } from './guest-memfd.ts';
 export { type Advice, type HostKind, HostMemory, type HvaRange } from './host-memory.ts';
 export type { CheckFinding, LeafRun, WalkEntry } from './inspect.ts';
 export * from './scenario.ts';
-export type { GfnRangeCall, SpteChanged, SpteMeaning, TraceEvent } from './trace.ts';
+export { type GfnRangeCall, type SpteChanged, type SpteMeaning, spteMeaning, type TraceEvent } from './trace.ts';
 export { type Access, type AccessKind, type Exit, type FaultResult, Vcpu } from './vcpu.ts';
 export {
   type CreateVmOptions,

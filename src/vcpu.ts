@@ -112,25 +112,26 @@ export class Vcpu {
     if (args.size !== undefined) count = Math.ceil(Number(sizeOf(args.size, 'size')) / 4096);
     const vm = this.#vm;
     const gfn = Math.floor(gpa / 4096);
-    return vm.operate(
-      'abiAccess',
-      [this.index, gfn, kind, modeOf(args.private), count, stride],
-      GATE_VCPU,
-      (status) => {
-        check(status, 'access', args as never);
-        const done = vm.result(3);
-        const exit: Exit = { reason: EXITS[status], gpa: BigInt(gpa) + BigInt(done) * BigInt(stride) * 4096n, done };
-        if (exit.reason === 'done') return exit;
-        if (exit.reason === 'mmio') exit.isWrite = args.kind === 'write';
-        if (exit.reason === 'memory_fault') {
-          exit.gpa = BigInt(vm.result(0)) * 4096n;
-          exit.size = 4096n;
-          exit.flags = vm.result(1);
-        }
-        if (vm.result(2) < 0) exit.errno = errnoName(-vm.result(2));
-        return exit;
-      },
-    );
+    return vm.access(this.index, gfn, kind, modeOf(args.private), count, stride, (status) => {
+      if (status < 0) throw errorOf(status, 'access', args as never);
+      const done = vm.result(3);
+      const reached = gpa + done * stride * 4096;
+      const exact = reached <= Number.MAX_SAFE_INTEGER;
+      const exit: Exit = {
+        reason: EXITS[status],
+        gpa: exact ? BigInt(reached) : BigInt(gpa) + BigInt(done) * BigInt(stride) * 4096n,
+        done,
+      };
+      if (status === 0) return exit;
+      if (exit.reason === 'mmio') exit.isWrite = args.kind === 'write';
+      if (exit.reason === 'memory_fault') {
+        exit.gpa = BigInt(vm.result(0)) * 4096n;
+        exit.size = 4096n;
+        exit.flags = vm.result(1);
+      }
+      if (vm.result(2) < 0) exit.errno = errnoName(-vm.result(2));
+      return exit;
+    });
   }
 
   /**
@@ -212,6 +213,7 @@ function modeOf(isPrivate: unknown): number {
 
 const GPA_END = 2 ** 52;
 function gpaOf(value: unknown): number {
+  if (typeof value === 'number' && Number.isInteger(value) && value >= 0 && value < GPA_END) return value;
   const [low, high] = halvesOf(value, 'gpa');
   const gpa = low + high * 4294967296;
   if (gpa >= GPA_END) throw new RangeError(`gpa is 0x${gpa.toString(16)}: it must be below 2^52`);

@@ -2,9 +2,11 @@
 
 import {
   COUNTER_NAMES,
+  type CounterName,
   type EngineExports,
   GATE_CLOSE,
   GATE_OPERATION,
+  GATE_VCPU,
   OPTIONS,
   PAUSE_BUDGET,
   PAUSING_CALLS,
@@ -29,8 +31,8 @@ import { type KvmGfnRange, rangeArguments } from './gfn-range.ts';
 import { GuestMemfd } from './guest-memfd.ts';
 import { HostMemory } from './host-memory.ts';
 import { type CheckFinding, decodeCheck, decodeLeafs, decodeWalk, type LeafRun, type WalkEntry } from './inspect.ts';
-import { decodeTrace, type TraceEvent } from './trace.ts';
-import { Vcpu } from './vcpu.ts';
+import { decodeTrace, type SpteMeaning, spteMeaning, type TraceEvent } from './trace.ts';
+import { type Exit, Vcpu } from './vcpu.ts';
 
 /** A u64 argument of an ioctl or a system call: an integer from 0 to 2^64 - 1. */
 export type U64 = number | bigint;
@@ -91,6 +93,10 @@ const TYPE_NUMBERS: Readonly<Record<VmType, number>> = { default: 0, 'sw-protect
 
 const PAGE = 4096;
 const MIB = 1024 * 1024;
+/** Where each counter stands. */
+const COUNTER_INDEX: Readonly<Record<string, number | undefined>> = Object.fromEntries(
+  COUNTER_NAMES.map((name, index) => [name, index]),
+);
 /** A Wasm memory of 32-bit addresses ends here. */
 const MEMORY_MAX = 65536 * 65536;
 
@@ -242,6 +248,12 @@ export class Vm {
   readonly #words: Uint32Array;
   readonly #doubles: Float64Array;
   readonly #at: Readonly<Record<'result0' | 'counters' | 'io', number>>;
+  // The exports object is a dictionary: what small operations call is kept in properties of its own.
+  readonly #gate: EngineExports['gate'];
+  readonly #gfnRangeCall: EngineExports['abiGfnRange'];
+  readonly #accessCall: EngineExports['abiAccess'];
+  readonly #spteCall: EngineExports['inspectSpte'];
+  readonly #ownRoot: 'direct' | 'mirror';
   #fault: EngineFault | undefined;
   #stepping = false;
   /** How often the state was replaced: an operation in pieces of the state before is gone. */
@@ -250,6 +262,7 @@ export class Vm {
   /** @internal Use createVm(). */
   constructor(options: ResolvedOptions, module: WebAssembly.Module) {
     this.options = options;
+    this.#ownRoot = options.type === 'tdx' ? 'mirror' : 'direct';
     const bytes = memoryBytes(options);
     const { exports, memory } = instantiate(module, bytes, () => this.#onPause());
     this.#wasm = exports;
@@ -261,6 +274,10 @@ export class Vm {
       counters: exports.COUNTERS_BASE.value >>> 2,
       io: exports.IO_BASE.value,
     };
+    this.#gate = exports.gate;
+    this.#gfnRangeCall = exports.abiGfnRange;
+    this.#accessCall = exports.abiAccess;
+    this.#spteCall = exports.inspectSpte;
     const status = exports.vmCreate(
       memory.buffer.byteLength,
       TYPE_NUMBERS[options.type],
@@ -298,9 +315,19 @@ export class Vm {
     try {
       return call();
     } catch (error) {
-      this.#fault = new EngineFault(`the engine failed: ${(error as Error).message}; this VM can no longer be used`);
-      throw this.#fault;
+      throw this.#failed(error);
     }
+  }
+  #failed(error: unknown): EngineFault {
+    this.#fault = new EngineFault(`the engine failed: ${(error as Error).message}; this VM can no longer be used`);
+    return this.#fault;
+  }
+
+  /** Throws unless the VM lives and `gate` is open. */
+  #enter(gate: number, method: string): void {
+    if (this.#fault !== undefined) throw this.#fault;
+    const status = this.#gate(gate);
+    if (status < 0) throw errorOf(status, method, {});
   }
 
   /**
@@ -315,8 +342,7 @@ export class Vm {
     method: string = METHOD_NAMES[call] ?? call,
   ): T {
     const wasm = this.#wasm;
-    const status = this.#run(() => wasm.gate(gate));
-    if (status < 0) throw errorOf(status, method, {});
+    this.#enter(gate, method);
     const pausing = this.#stepping ? (PAUSING_CALLS as readonly string[]).indexOf(call) : -1;
     if (pausing >= 0) this.#words[wasm.CONTROL_AT_OPERATION.value >>> 2] = pausing;
     const result = this.#run(() => (wasm[call] as (...values: number[]) => number)(...args));
@@ -676,14 +702,44 @@ export class Vm {
   // --- struct kvm_gfn_range --------------------------------------------------------------------------------------------
 
   #gfnRange(call: number, method: string, range: KvmGfnRange): boolean {
-    const values = rangeArguments(range);
-    return this.operate(
-      'abiGfnRange',
-      [call, ...values],
-      GATE_OPERATION,
-      (status) => check(status, method, { ...range }) === 1,
-      method,
-    );
+    const { asId, slot, start, end, argLow, argHigh, selector } = rangeArguments(range);
+    if (this.#stepping) {
+      const values = [call, asId, slot, start, end, argLow, argHigh, selector];
+      const finish = (status: number) => check(status, method, { ...range }) === 1;
+      return this.operate('abiGfnRange', values, GATE_OPERATION, finish, method);
+    }
+    this.#enter(GATE_OPERATION, method);
+    let status: number;
+    try {
+      status = this.#gfnRangeCall(call, asId, slot, start, end, argLow, argHigh, selector);
+    } catch (error) {
+      throw this.#failed(error);
+    }
+    if (status < 0) throw errorOf(status, method, { ...range });
+    return status === 1;
+  }
+
+  /** @internal Vcpu.access(): as operate(), without what that allocates. */
+  access(
+    vcpu: number,
+    gfn: number,
+    kind: number,
+    mode: number,
+    count: number,
+    stride: number,
+    finish: (status: number) => Exit,
+  ): Exit {
+    if (this.#stepping) {
+      return this.operate('abiAccess', [vcpu, gfn, kind, mode, count, stride], GATE_VCPU, finish, 'access');
+    }
+    this.#enter(GATE_VCPU, 'access');
+    let status: number;
+    try {
+      status = this.#accessCall(vcpu, gfn, kind, mode, count, stride);
+    } catch (error) {
+      throw this.#failed(error);
+    }
+    return finish(status);
   }
 
   /**
@@ -737,6 +793,17 @@ export class Vm {
     return stats;
   }
 
+  /** One of the counters of stats(), at the cost of a memory read. */
+  stat(name: CounterName): number {
+    const index = COUNTER_INDEX[name];
+    if (index === undefined) {
+      if (name === 'entries_visited') return this.stats().entries_visited;
+      throw new RangeError(`name is ${JSON.stringify(name)}: there is no such counter`);
+    }
+    const at = this.#at.counters + index * 2;
+    return this.#words[at] + this.#words[at + 1] * 4294967296;
+  }
+
   /** What was lost so far. */
   losses(): Losses {
     const stats = this.stats();
@@ -748,14 +815,33 @@ export class Vm {
     };
   }
 
+  /**
+   * The records since the last call, undecoded: four u32 words each, as assembly/trace.ts draws them. `words` is a view on
+   * the engine's memory that `read` must not keep. Forgets them as trace() does, unless `read` throws.
+   * @returns what `read` returns
+   */
+  readTrace<T>(read: (words: Uint32Array, records: number) => T): T {
+    if (typeof read !== 'function') throw new TypeError(`read is ${String(read)}: it must be a function`);
+    const wasm = this.#wasm;
+    const records = this.#words[wasm.CONTROL_AT_TRACE_COUNT.value >>> 2];
+    const first = wasm.RING_BASE.value >>> 2;
+    const result = read(this.#words.subarray(first, first + records * 4), records);
+    this.#forgetTrace();
+    return result;
+  }
+  #forgetTrace(): void {
+    const wasm = this.#wasm;
+    this.#words[wasm.CONTROL_AT_TRACE_COUNT.value >>> 2] = 0;
+    this.#words[wasm.CONTROL_AT_TRACE_DROPPED.value >>> 2] = 0;
+    this.#words[(wasm.CONTROL_AT_TRACE_DROPPED.value >>> 2) + 1] = 0;
+  }
+
   /** The events since the last call, oldest first. Empty unless `traceRecords` was given. */
   trace(): TraceEvent[] {
     const wasm = this.#wasm;
     const count = this.#words[wasm.CONTROL_AT_TRACE_COUNT.value >>> 2];
     const events = decodeTrace(new Uint32Array(this.#memory.buffer, wasm.RING_BASE.value, count * 4), count);
-    this.#words[wasm.CONTROL_AT_TRACE_COUNT.value >>> 2] = 0;
-    this.#words[wasm.CONTROL_AT_TRACE_DROPPED.value >>> 2] = 0;
-    this.#words[(wasm.CONTROL_AT_TRACE_DROPPED.value >>> 2) + 1] = 0;
+    this.#forgetTrace();
     return events;
   }
 
@@ -812,6 +898,41 @@ export class Vm {
     if (root === undefined) return [];
     const count = this.#run(() => wasm.inspectWalk(root.index, gfn));
     return decodeWalk(this.#doubles.subarray(this.#at.io >>> 3), count, root.mirror);
+  }
+
+  /**
+   * What a walk for `gfn` ends at. A TD's mirror root is meant unless `root` says otherwise; nonpresent if no such root
+   * is loaded.
+   * @throws {RangeError} if `gfn` is not within 0 and 2^52 - 1
+   */
+  spte(gfn: number, root: 'direct' | 'mirror' = this.#ownRoot, asId = 0): SpteMeaning {
+    const isMirror = root === 'mirror';
+    if (!isMirror && root !== 'direct') oneOf(root, 'root', ['direct', 'mirror'] as const);
+    integer(gfn, 'gfn', 0, 2 ** 52 - 1);
+    integer(asId, 'asId', 0, 1);
+    return spteMeaning(this.#spteCall(isMirror ? 1 : 0, asId, gfn) & 0xffff, isMirror);
+  }
+
+  /**
+   * spte() of many gfns at once. Each result holds what an spte is in bits 0-15, to be read with spteMeaning(), and its
+   * level in bits 16-19.
+   * @throws {RangeError} if a gfn is not within 0 and 2^52 - 1
+   */
+  sptes(gfns: Float64Array, root: 'direct' | 'mirror' = this.#ownRoot, asId = 0): Uint32Array {
+    if (!(gfns instanceof Float64Array)) throw new TypeError('gfns must be a Float64Array');
+    const kind = oneOf(root, 'root', ['direct', 'mirror'] as const) === 'mirror' ? 1 : 0;
+    integer(asId, 'asId', 0, 1);
+    const wasm = this.#wasm;
+    const codes = new Uint32Array(gfns.length);
+    const capacity = wasm.IO_BYTES.value >>> 3;
+    for (let from = 0; from < gfns.length; from += capacity) {
+      const piece = from === 0 && gfns.length <= capacity ? gfns : gfns.subarray(from, from + capacity);
+      this.#doubles.set(piece, this.#at.io >>> 3);
+      const done = this.#run(() => wasm.inspectSptes(kind, asId, piece.length));
+      if (done < piece.length) integer(piece[done], `gfns[${from + done}]`, 0, 2 ** 52 - 1);
+      codes.set(this.#words.subarray(this.#at.io >>> 2, (this.#at.io >>> 2) + piece.length), from);
+    }
+    return codes;
   }
 
   /** Maximal runs of leaves alike in flags, by root (oldest first) and gfn. */

@@ -60,6 +60,8 @@ export interface EngineExports {
   inspectLeafs: Call;
   inspectTables: Call;
   inspectWalk: Call;
+  inspectSpte: Call;
+  inspectSptes: Call;
   vmCheck: Call;
   staleSharedLeafs: Call;
   asyncify_start_unwind(data: number): void;

@@ -216,6 +216,7 @@ const vmRows: Record<string, Bad[]> = {
   flushRemoteTlbs: [],
   destroy: [],
   operate: [],
+  access: [],
   result: [],
   gmemFallocate: [],
   gmemMemoryError: [],
@@ -355,6 +356,20 @@ const vmRows: Record<string, Bad[]> = {
     ...number('asId', 0, 1, ({ vm }, value) => vm.walk(0, { asId: value })).filter(([what]) => what !== 'asId null'),
   ],
   leafs: [null, 7].map((value): Bad => [`options ${value}`, ({ vm }) => vm.leafs(value as never), /^options is /]),
+  spte: [
+    ...number('gfn', 0, GFN_LIMIT - 1, ({ vm }, value) => vm.spte(value)),
+    ...number('asId', 0, 1, ({ vm }, value) => vm.spte(1, 'direct', value)).filter(
+      ([what]) => what !== 'asId undefined',
+    ),
+    ['root x', ({ vm }) => vm.spte(1, 'x' as never), /^root is "x": it must be one of direct, mirror/],
+  ],
+  sptes: [
+    ['gfns [1]', ({ vm }) => vm.sptes([1] as never), /^gfns must be a Float64Array/],
+    ['a gfn of -1', ({ vm }) => vm.sptes(Float64Array.of(0, -1)), /^gfns\[1\] is -1: /],
+    ['root x', ({ vm }) => vm.sptes(Float64Array.of(1), 'x' as never), /^root is "x": it must be one of/],
+  ],
+  stat: [['name x', ({ vm }) => vm.stat('x' as never), /^name is "x": there is no such counter/]],
+  readTrace: [['read 7', ({ vm }) => vm.readTrace(7 as never), /^read is 7: it must be a function/]],
   retry: number('seq', 0, Number.MAX_SAFE_INTEGER, ({ vm }, value) => vm.retry(value)),
   retryGfn: [
     ...number('seq', 0, Number.MAX_SAFE_INTEGER, ({ vm }, value) => vm.retryGfn(value, 1)),
