@@ -1,0 +1,36 @@
+// What a bench asks of every contender, whatever language it is written in.
+
+import type { Guest } from '../workloads.ts';
+
+/** What an operation did, and what the sptes showed after it. Equal for all contenders, or the bench fails. */
+export interface Outcome {
+  /** Nanoseconds, the reading back included. */
+  ns: number;
+  /** Leaves zapped, or aged. */
+  leafs: number;
+  /** Sum over the sptes read back: state (present 1, accessed 2, dirty 4), in whole() times its place from 1. */
+  looked: number;
+}
+
+export type Walk = 'zap' | 'age';
+
+export interface Contender {
+  readonly name: string;
+  /** Whether it has a part in `walk` on `guest`. */
+  takes(guest: Guest, walk: Walk): boolean;
+  /** Makes the guest, every table linked. */
+  build(guest: Guest): Promise<void>;
+  /** Maps the guest's pages as the workload has them; not timed. */
+  fill(): Promise<void>;
+  /** The gfns that whole() reads and ranges() starts at. */
+  use(gfns: Uint32Array): Promise<void>;
+  /** Walks the whole guest, then reads the count and every gfn in use. */
+  whole(walk: Walk): Promise<Outcome>;
+  /** Walks `npages` from each gfn in use; after each reads the count and one spte of the range. */
+  ranges(walk: Walk, npages: number): Promise<Outcome>;
+  /** Sum over the gfns in use, as whole() has it; not timed. */
+  look(): Promise<number>;
+  close(): Promise<void>;
+}
+
+export const now = (): number => Number(process.hrtime.bigint());

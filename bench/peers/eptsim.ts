@@ -1,0 +1,124 @@
+// The engine, through its public API and all of its checks.
+
+import { pathToFileURL } from 'node:url';
+import type { Vm } from '../../src/index.ts';
+import { type Guest, LEAVES, leafLevelAt, PAGE, pagesOf, SEED, stateOf } from '../workloads.ts';
+import { type Contender, now, type Outcome, type Walk } from './contender.ts';
+
+/** The API as it is shipped. */
+export const api: typeof import('../../src/index.ts') = await import(pathToFileURL('dist/index.js').href);
+
+const HVA = 2 ** 40;
+const TOUCH = { hva: HVA, length: 0, write: true };
+
+/** A VM with one memslot over the whole guest, all of its host memory touched, nothing mapped by KVM. */
+export function vmOf(guest: Guest): Vm {
+  const vm = api.createVmSync({ memory: guest.bytes });
+  const half = guest.bytes / 2;
+  if (guest.leaves !== '4k') {
+    vm.host.mmap({ hva: HVA, length: guest.leaves === '2m' ? guest.bytes : half, kind: 'hugetlb2m' });
+  }
+  if (guest.leaves === '4k') vm.host.mmap({ hva: HVA, length: guest.bytes, kind: 'shmem' });
+  if (guest.leaves === 'mixed') vm.host.mmap({ hva: HVA + half, length: half, kind: 'shmem' });
+  vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memorySize: guest.bytes, userspaceAddr: HVA });
+  vm.host.access({ ...TOUCH, length: guest.bytes });
+  return vm;
+}
+
+/** Lets the guest touch every page of the workload. */
+export function fillVm(vm: Vm, guest: Guest): void {
+  const vcpu = vm.vcpus[0];
+  if (guest.density === 'full') {
+    vcpu.access({ gpa: 0, kind: 'write', size: guest.bytes });
+    return;
+  }
+  // First those that shall be old, then all are aged, then those that shall be young: KVM maps writable pages dirty.
+  for (const wanted of [5, 7]) {
+    for (let gfn = 0; gfn < pagesOf(guest); ) {
+      const level = leafLevelAt(guest, gfn);
+      const state = stateOf(level === 2 ? gfn / 512 : gfn, guest.density, SEED);
+      if (state === wanted) vcpu.access({ gpa: gfn * PAGE, kind: 'write' });
+      gfn += level === 2 ? 512 : 1;
+    }
+    if (wanted === 5) vm.ageGfn({ slot: 0, start: 0, end: pagesOf(guest) });
+  }
+}
+
+/** An spte's code (Vm.sptes()) as the other contenders show it: present, accessed and dirty are bits 2, 4 and 5. */
+function shown(code: number): number {
+  return (code & 7) === 4 ? 1 | (((code >> 4) & 3) << 1) : 0;
+}
+
+export class Eptsim implements Contender {
+  readonly name = 'eptsim';
+  #vm: Vm | undefined;
+  #guest: Guest | undefined;
+  #snapshot: Uint8Array | undefined;
+  #gfns: Uint32Array = new Uint32Array();
+  #doubles = new Float64Array();
+
+  takes(guest: Guest): boolean {
+    return LEAVES[guest.leaves] > 0;
+  }
+  async build(guest: Guest): Promise<void> {
+    this.#guest = guest;
+    this.#vm = vmOf(guest);
+    fillVm(this.#vm, guest);
+    this.#snapshot = this.#vm.snapshot();
+  }
+  async fill(): Promise<void> {
+    this.#vm!.restore(this.#snapshot!);
+  }
+  async use(gfns: Uint32Array): Promise<void> {
+    this.#gfns = gfns;
+    this.#doubles = Float64Array.from(gfns);
+  }
+  #zapped(): number {
+    const vm = this.#vm!;
+    return vm.stat('leafs_zapped_direct_4k') + vm.stat('leafs_zapped_direct_2m');
+  }
+  #sum(): number {
+    const codes = this.#vm!.sptes(this.#doubles);
+    let looked = 0;
+    for (let at = 0; at < codes.length; at++) looked += shown(codes[at]) * (at + 1);
+    return looked;
+  }
+  async whole(walk: Walk): Promise<Outcome> {
+    const vm = this.#vm!;
+    const end = pagesOf(this.#guest!);
+    const before = walk === 'zap' ? this.#zapped() : vm.stat('leafs_aged');
+    const start = now();
+    if (walk === 'zap') vm.unmapGfnRange({ slot: 0, start: 0, end });
+    else vm.ageGfn({ slot: 0, start: 0, end });
+    const leafs = (walk === 'zap' ? this.#zapped() : vm.stat('leafs_aged')) - before;
+    const looked = this.#sum();
+    return { ns: now() - start, leafs, looked };
+  }
+  async ranges(walk: Walk, npages: number): Promise<Outcome> {
+    const vm = this.#vm!;
+    const gfns = this.#gfns;
+    const zap = walk === 'zap';
+    let before = zap ? this.#zapped() : vm.stat('leafs_aged');
+    let leafs = 0;
+    let looked = 0;
+    const begun = now();
+    for (let at = 0; at < gfns.length; at++) {
+      const start = gfns[at];
+      if (zap) vm.unmapGfnRange({ slot: 0, start, end: start + npages });
+      else vm.ageGfn({ slot: 0, start, end: start + npages });
+      const after = zap ? this.#zapped() : vm.stat('leafs_aged');
+      leafs += after - before;
+      before = after;
+      const spte = vm.spte(start + (at % npages));
+      if (spte.class === 'leaf') looked += 1 + (spte.accessed ? 2 : 0) + (spte.dirty ? 4 : 0);
+    }
+    return { ns: now() - begun, leafs, looked };
+  }
+  async look(): Promise<number> {
+    return this.#sum();
+  }
+  async close(): Promise<void> {
+    this.#vm = undefined;
+    this.#snapshot = undefined;
+  }
+}

@@ -1,0 +1,96 @@
+// Layout A in C: compiles native.c, runs it as a child process and talks to it a line at a time. Its times are its own.
+
+import { type ChildProcessByStdio, spawn, spawnSync } from 'node:child_process';
+import { mkdirSync } from 'node:fs';
+import { createInterface } from 'node:readline';
+import type { Readable, Writable } from 'node:stream';
+import { DENSITIES, type Guest, LEAVES, pagesOf, SEED } from '../workloads.ts';
+import type { Contender, Outcome, Walk } from './contender.ts';
+
+const FLAGS = ['-O3', '-march=native', '-Wall', '-Wextra', '-Werror'];
+
+/** Compiles native.c. Returns the program, or why there is none. */
+export function compileNative(): { program: string } | { skipped: string } {
+  if (spawnSync('gcc', ['--version']).status !== 0) return { skipped: 'no gcc here: the native rows are left out' };
+  mkdirSync('build/bench', { recursive: true });
+  const program = 'build/bench/native';
+  const { status, stderr } = spawnSync('gcc', [...FLAGS, '-o', program, 'bench/peers/native.c'], { encoding: 'utf8' });
+  if (status !== 0) throw new Error(`gcc: ${stderr}`);
+  return { program };
+}
+
+/** One process; both walks work on the same tables. */
+export class NativeProcess {
+  readonly #child: ChildProcessByStdio<Writable, Readable, null>;
+  readonly #waiting: ((line: string) => void)[] = [];
+
+  constructor(program: string) {
+    this.#child = spawn(program, [], { stdio: ['pipe', 'pipe', 'inherit'] });
+    const lines = createInterface({ input: this.#child.stdout });
+    lines.on('line', (line) => this.#waiting.shift()?.(line));
+    lines.on('close', () => {
+      for (const give of this.#waiting.splice(0)) give('error: the process ended');
+    });
+  }
+
+  async ask(command: string, binary?: Uint8Array): Promise<number[]> {
+    const answer = new Promise<string>((resolve) => this.#waiting.push(resolve));
+    this.#child.stdin.write(`${command}\n`);
+    if (binary !== undefined) this.#child.stdin.write(binary);
+    const line = await answer;
+    if (line.startsWith('error')) throw new Error(`native.c: ${command}: ${line}`);
+    return line.replace(/^ok ?/, '').split(' ').filter(Boolean).map(Number);
+  }
+
+  /** Bytes a second that a loop reads, changes and writes back, here and now. */
+  async bandwidth(bytes: number): Promise<number> {
+    const [ns] = await this.ask(`bandwidth ${bytes}`);
+    return bytes / (ns / 1e9);
+  }
+
+  quit(): void {
+    this.#child.stdin.end('quit\n');
+  }
+}
+
+const outcome = ([ns, leafs, accessed, , looked]: number[], walk: Walk): Outcome => ({
+  ns,
+  leafs: walk === 'zap' ? leafs : accessed,
+  looked,
+});
+
+export class Native implements Contender {
+  readonly name: string;
+  readonly #process: NativeProcess;
+  readonly #kind: number;
+  #guest: Guest | undefined;
+
+  constructor(process: NativeProcess, kind: 'tdp_iter' | 'nested') {
+    this.name = `native ${kind}`;
+    this.#process = process;
+    this.#kind = kind === 'tdp_iter' ? 0 : 1;
+  }
+  takes(): boolean {
+    return true;
+  }
+  async build(guest: Guest): Promise<void> {
+    this.#guest = guest;
+    await this.#process.ask(`build ${pagesOf(guest)} ${LEAVES[guest.leaves]}`);
+  }
+  async fill(): Promise<void> {
+    await this.#process.ask(`fill ${DENSITIES.indexOf(this.#guest!.density)} ${SEED}`);
+  }
+  async use(gfns: Uint32Array): Promise<void> {
+    await this.#process.ask(`gfns ${gfns.length}`, new Uint8Array(gfns.buffer, gfns.byteOffset, gfns.byteLength));
+  }
+  async whole(walk: Walk): Promise<Outcome> {
+    return outcome(await this.#process.ask(`whole ${this.#kind} ${walk === 'age' ? 1 : 0}`), walk);
+  }
+  async ranges(walk: Walk, npages: number): Promise<Outcome> {
+    return outcome(await this.#process.ask(`ranges ${this.#kind} ${walk === 'age' ? 1 : 0} ${npages}`), walk);
+  }
+  async look(): Promise<number> {
+    return (await this.#process.ask('look'))[0];
+  }
+  async close(): Promise<void> {}
+}

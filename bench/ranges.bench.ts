@@ -1,0 +1,234 @@
+// How much faster than the kernel's own page tables does the engine zap and age a guest, whole and in ranges?
+//
+// Contenders alternate within each round, each on tables filled anew, and what they did is compared after each. What is
+// read back belongs to the time: 1,000 seeded sptes after a whole guest, the count and one spte after each range.
+
+import { Arrays } from './peers/arrays.ts';
+import type { Contender, Outcome, Walk } from './peers/contender.ts';
+import { Eptsim } from './peers/eptsim.ts';
+import { compileLayoutA, LayoutA, WasmA } from './peers/layout-a-wasm.ts';
+import { MapOfSptes } from './peers/map.ts';
+import { Native, NativeProcess } from './peers/native.ts';
+import { Roaring } from './peers/roaring.ts';
+import { type BenchContext, type Goal, median, type Row, row, spreadOf } from './rows.ts';
+import {
+  GIB,
+  type Guest,
+  gfnsToRead,
+  KIB,
+  type Leaves,
+  MIB,
+  type Order,
+  PAGE,
+  pagesOf,
+  rangeStarts,
+  SEED,
+  TIB,
+} from './workloads.ts';
+
+const QUESTION = 'ranges';
+const READ_BACK = 1000;
+/** Native nested must reach this part of the bandwidth measured beside it, or it is a straw man and the bench fails. */
+const LEAST_BANDWIDTH = 0.5;
+
+interface Case {
+  guest: Guest;
+  operation: string;
+  walk: Walk;
+  /** 0: the whole guest. */
+  npages: number;
+  count: number;
+  order: Order;
+}
+
+const RANGES: readonly [name: string, bytes: number, count: number][] = [
+  ['zap-1GiB', GIB, 32],
+  ['zap-2MiB', 2 * MIB, 4000],
+  ['zap-64KiB', 64 * KIB, 20_000],
+  ['zap-4KiB', 4 * KIB, 100_000],
+];
+
+function casesOf(guest: Guest, quick: boolean): Case[] {
+  const cases: Case[] = (['zap', 'age'] as const).map((walk) => ({
+    guest,
+    operation: `${walk}-whole`,
+    walk,
+    npages: 0,
+    count: 1,
+    order: 'sequential',
+  }));
+  for (const [operation, bytes, most] of RANGES) {
+    const count = Math.max(1, Math.min(quick ? most / 10 : most, guest.bytes / bytes / 2));
+    for (const order of quick ? (['random'] as const) : (['random', 'sequential'] as const)) {
+      cases.push({ guest, operation, walk: 'zap', npages: bytes / PAGE, count, order });
+    }
+  }
+  return cases;
+}
+
+function goalOf({ guest, operation, order }: Case, contender: string): Goal | null {
+  if (guest.leaves !== '4k' || guest.density === 'fragmented') return null;
+  const isLarge = guest.bytes === 64 * GIB || guest.bytes === 256 * GIB;
+  if (contender === 'wasm layout A tdp_iter') {
+    return operation === 'zap-whole' ? 'same algorithm, Wasm A vs native A (tdp_iter)' : null;
+  }
+  if (contender !== 'eptsim' || !isLarge) return null;
+  const isHalf = guest.density === 'half';
+  if (operation === 'zap-whole' && isHalf) return 'zap whole guest, 64 and 256 GiB 4K, 50% random';
+  if (operation === 'zap-whole') return guest.bytes === 64 * GIB ? 'zap whole guest, 64 GiB 4K, uniform' : null;
+  if (operation === 'age-whole') return isHalf ? 'age whole guest, 50% random' : null;
+  if (operation === 'zap-1GiB') return 'zap 1 GiB ranges';
+  if (operation === 'zap-2MiB') return 'zap 2 MiB ranges';
+  if (operation === 'zap-64KiB') return 'zap 64 KiB ranges';
+  if (operation === 'zap-4KiB') return order === 'random' ? 'zap 4 KiB random' : null;
+  return null;
+}
+
+function agree(found: Case, name: string, outcome: Outcome, first: Outcome, firstName: string): void {
+  if (outcome.leafs === first.leafs && outcome.looked === first.looked) return;
+  const what = `${found.operation} of ${found.guest.bytes / GIB} GiB ${found.guest.density} ${found.guest.leaves}`;
+  throw new Error(
+    `${what}: ${name} found ${outcome.leafs} leaves and read ${outcome.looked}, ${firstName} ${first.leafs} and ${first.looked}`,
+  );
+}
+
+async function measure(found: Case, all: readonly Contender[], rounds: number, warmUps: number): Promise<Row[]> {
+  const { guest, walk, npages, order } = found;
+  const contenders = all.filter((one) => one.takes(guest, walk));
+  const whole = npages === 0;
+  const times = new Map<string, number[]>(contenders.map(({ name }) => [name, []]));
+  let leafs = 0;
+  for (let round = -warmUps; round < rounds; round++) {
+    const gfns = whole
+      ? gfnsToRead(guest, READ_BACK, SEED + round)
+      : rangeStarts(guest, npages, found.count, order, SEED + round);
+    const more = gfnsToRead(guest, READ_BACK, SEED + 1000 + round);
+    let first: { name: string; outcome: Outcome; looked: number } | undefined;
+    for (let turn = 0; turn < contenders.length; turn++) {
+      const contender = contenders[(turn + Math.max(round, 0)) % contenders.length];
+      await contender.fill();
+      await contender.use(gfns);
+      const outcome = whole ? await contender.whole(walk) : await contender.ranges(walk, npages);
+      await contender.use(more);
+      const looked = await contender.look();
+      first ??= { name: contender.name, outcome, looked };
+      agree(found, contender.name, outcome, first.outcome, first.name);
+      agree(
+        found,
+        `${contender.name} (after)`,
+        { ...outcome, looked },
+        { ...outcome, looked: first.looked },
+        first.name,
+      );
+      leafs = outcome.leafs;
+      if (round >= 0) times.get(contender.name)!.push(outcome.ns / found.count);
+    }
+  }
+  const middle = (name: string) => (times.has(name) ? median(times.get(name)!) : null);
+  const iter = middle('native tdp_iter');
+  const nested = middle('native nested');
+  const sameAlgorithm = middle('wasm layout A tdp_iter');
+  return contenders.map(({ name }) => {
+    const nsPerOperation = middle(name)!;
+    return row({
+      question: QUESTION,
+      guestBytes: guest.bytes,
+      density: guest.density,
+      operation: found.operation,
+      leaves: guest.leaves,
+      planes: guest.density === 'full' ? 0 : 2,
+      contender: name,
+      nsPerPage: nsPerOperation / (whole ? pagesOf(guest) : npages),
+      nsPerOperation,
+      ratioToNativeIter: iter === null ? null : iter / nsPerOperation,
+      ratioToNativeNested: nested === null ? null : nested / nsPerOperation,
+      ratioSameAlgorithm: iter === null || sameAlgorithm === null ? null : iter / sameAlgorithm,
+      goal: iter === null ? null : goalOf(found, name),
+      order: whole ? undefined : order,
+      operations: found.count,
+      samples: rounds,
+      spread: spreadOf(times.get(name)!),
+      note: `${leafs} leaves`,
+    });
+  });
+}
+
+function guestsOf(quick: boolean): Guest[] {
+  const guest = (bytes: number, density: Guest['density'], leaves: Leaves = '4k'): Guest => ({
+    bytes,
+    density,
+    leaves,
+  });
+  if (quick) return [guest(GIB, 'full'), guest(GIB, 'half'), guest(4 * GIB, 'half', 'mixed')];
+  return [
+    ...[4, 64, 256].flatMap((gib) => [guest(gib * GIB, 'full'), guest(gib * GIB, 'half')]),
+    guest(64 * GIB, 'fragmented'),
+    guest(64 * GIB, 'half', 'mixed'),
+    guest(TIB, 'full'),
+    guest(TIB, 'half', '2m'),
+  ];
+}
+
+export default async function ranges(context: BenchContext): Promise<Row[]> {
+  const tables = new LayoutA(await compileLayoutA());
+  const process = 'program' in context.native ? new NativeProcess(context.native.program) : undefined;
+  if ('skipped' in context.native) context.say(context.native.skipped);
+  const contenders: Contender[] = [
+    ...(process ? [new Native(process, 'tdp_iter'), new Native(process, 'nested')] : []),
+    new WasmA(tables, 'tdp_iter'),
+    new WasmA(tables, 'nested'),
+    new Arrays(),
+    new MapOfSptes(),
+    new Roaring(),
+    new Eptsim(),
+  ];
+  const rows: Row[] = [];
+  try {
+    for (const guest of guestsOf(context.quick)) {
+      rows.push(...(await measureGuest(guest, contenders, process, context)));
+    }
+  } finally {
+    process?.quit();
+  }
+  return rows;
+}
+
+async function measureGuest(
+  guest: Guest,
+  contenders: readonly Contender[],
+  process: NativeProcess | undefined,
+  context: BenchContext,
+): Promise<Row[]> {
+  context.say(`${guest.bytes / GIB} GiB, ${guest.density}, ${guest.leaves}`);
+  for (const contender of contenders) if (contender.takes(guest, 'zap')) await contender.build(guest);
+  const rows: Row[] = [];
+  for (const found of casesOf(guest, context.quick)) {
+    const rounds = context.quick ? 3 : guest.bytes >= 64 * GIB ? 5 : 9;
+    const measured = await measure(found, contenders, rounds, context.quick ? 1 : 2);
+    rows.push(...measured);
+    if (process !== undefined && found.operation === 'zap-whole' && guest.leaves === '4k') {
+      await checkNoStrawMan(process, guest, measured, context);
+    }
+  }
+  for (const contender of contenders) await contender.close();
+  return rows;
+}
+
+/** Native nested moves 8 bytes a page; the bandwidth is measured in the same process, right after it. */
+async function checkNoStrawMan(
+  process: NativeProcess,
+  guest: Guest,
+  rows: Row[],
+  context: BenchContext,
+): Promise<void> {
+  const nested = rows.find(({ contender }) => contender === 'native nested')!;
+  const reached = 8 / (nested.nsPerPage! / 1e9);
+  const bandwidth = await process.bandwidth(Math.min((guest.bytes / PAGE) * 8, 512 * MIB));
+  const part = reached / bandwidth;
+  nested.note = `${(reached / 1e9).toFixed(1)} GB/s, ${Math.round(part * 100)}% of ${(bandwidth / 1e9).toFixed(1)} GB/s`;
+  context.say(`native nested: ${nested.note}`);
+  // A small guest's 1,000 reads weigh too much to say anything of its loop; a quick run is too short.
+  if (part < LEAST_BANDWIDTH && guest.bytes >= 64 * GIB && !context.quick) {
+    throw new Error(`native nested reaches only ${nested.note}: at least ${LEAST_BANDWIDTH * 100}% is wanted`);
+  }
+}

@@ -1,0 +1,71 @@
+// Runs the benches and prints their table.
+// Usage: npm run bench [-- [QUESTION…] [--quick] [--json FILE]], or npm run bench -- --compare OLD NEW
+//
+// Fails if contenders disagree, if the native peer is slower than it should be, or if a goal is missed in a full run.
+
+import { execFileSync } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
+import { cpus, totalmem } from 'node:os';
+import { parseArgs } from 'node:util';
+import calls from './calls.bench.ts';
+import { compare } from './compare.ts';
+import convert from './convert.bench.ts';
+import doors from './doors.bench.ts';
+import growth from './growth.bench.ts';
+import { compileNative } from './peers/native.ts';
+import ranges from './ranges.bench.ts';
+import type { Bench, Row } from './rows.ts';
+import scale from './scale.bench.ts';
+import start from './start.bench.ts';
+import { goalsOf, tableOf } from './table.ts';
+import trace from './trace.bench.ts';
+
+const BENCHES: Readonly<Record<string, Bench>> = { start, calls, ranges, doors, growth, scale, trace, convert };
+
+function machine(): Record<string, string | number> {
+  let commit = 'unknown';
+  try {
+    commit = execFileSync('git', ['describe', '--always', '--dirty'], { encoding: 'utf8' }).trim();
+  } catch {
+    // Not in a clone.
+  }
+  return { cpu: cpus()[0]?.model ?? 'unknown', cpus: cpus().length, memory: totalmem(), node: process.version, commit };
+}
+
+/** Returns the exit code: 1 where a goal is missed. Throws where the bench itself cannot be believed. */
+export async function main(): Promise<number> {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: { quick: { type: 'boolean' }, json: { type: 'string' }, compare: { type: 'boolean' } },
+  });
+  const say = (line: string) => void process.stderr.write(`  ${line}\n`);
+  if (values.compare) {
+    if (positionals.length !== 2) throw new Error('usage: npm run bench -- --compare OLD NEW');
+    process.stdout.write(`${compare(positionals[0], positionals[1])}\n`);
+    return 0;
+  }
+  for (const name of positionals) {
+    if (!(name in BENCHES)) throw new Error(`there is no bench '${name}': ${Object.keys(BENCHES).join(', ')}`);
+  }
+  const quick = values.quick ?? false;
+  const native = compileNative();
+  const rows: Row[] = [];
+  for (const [name, bench] of Object.entries(BENCHES)) {
+    if (positionals.length > 0 && !positionals.includes(name)) continue;
+    process.stderr.write(`${name}\n`);
+    rows.push(...(await bench({ quick, native, say })));
+  }
+  const found = machine();
+  process.stdout.write(`${tableOf(rows)}\n\n${goalsOf(rows)}\n`);
+  process.stdout.write(
+    `${Object.entries(found)
+      .map(([key, value]) => `${key} ${value}`)
+      .join(', ')}\n`,
+  );
+  if (values.json !== undefined)
+    writeFileSync(values.json, `${JSON.stringify({ machine: found, quick, rows }, undefined, 1)}\n`);
+  const missed = rows.filter(({ met }) => met === false);
+  if (missed.length > 0)
+    process.stdout.write(`${missed.length} rows miss their goal${quick ? ' (a quick run judges none)' : ''}\n`);
+  return missed.length > 0 && !quick ? 1 : 0;
+}

@@ -1,0 +1,66 @@
+// How large is the engine, and how long until a VM is there?
+//
+// The first compile and instance happen once a process: each sample is a process of its own.
+
+import { execFileSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { gzipSync } from 'node:zlib';
+import { api } from './peers/eptsim.ts';
+import { type BenchContext, median, type Row, row, spreadOf } from './rows.ts';
+import { TIB } from './workloads.ts';
+
+const FIRST = `
+  import { readFileSync } from 'node:fs';
+  const bytes = readFileSync('dist/eptsim.wasm');
+  const memory = new WebAssembly.Memory({ initial: 2048, maximum: 2048 });
+  const start = performance.now();
+  const module = new WebAssembly.Module(bytes);
+  const instance = new WebAssembly.Instance(module, { env: { memory, pause() {}, abort() {} } });
+  const ms = performance.now() - start;
+  if (instance.exports.vmCreate === undefined) throw new Error('no engine');
+  console.log(ms);
+`;
+
+export default async function start({ quick, say }: BenchContext): Promise<Row[]> {
+  const wasm = readFileSync('dist/eptsim.wasm');
+  const bytes = gzipSync(wasm, { level: 9 }).length;
+  const first = Array.from({ length: quick ? 3 : 15 }, () => {
+    const printed = execFileSync(process.execPath, ['--input-type=module', '-e', FIRST], { encoding: 'utf8' });
+    return Number(printed) * 1e6;
+  });
+  const create = Array.from({ length: quick ? 3 : 15 }, () => {
+    const begun = performance.now();
+    const vm = api.createVmSync({ memory: TIB });
+    const ns = (performance.now() - begun) * 1e6;
+    if (vm.dead) throw new Error('start: the VM is dead');
+    return ns;
+  });
+  say(`engine: ${wasm.length} bytes, ${bytes} in gzip`);
+  const common = { question: 'start', contender: 'eptsim' } as const;
+  return [
+    row({
+      ...common,
+      operation: 'size-gzip',
+      bytes,
+      goal: 'wasm size, gzip',
+      note: 'dirty logging, aging and vendors are in: 20 KiB is the limit',
+    }),
+    row({
+      ...common,
+      operation: 'first-instance',
+      nsPerOperation: median(first),
+      spread: spreadOf(first),
+      samples: first.length,
+      goal: 'first compile + instance in Node',
+    }),
+    row({
+      ...common,
+      guestBytes: TIB,
+      operation: 'create-vm',
+      nsPerOperation: median(create),
+      spread: spreadOf(create),
+      samples: create.length,
+      goal: 'createVm of a 1 TiB guest',
+    }),
+  ];
+}

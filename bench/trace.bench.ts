@@ -1,0 +1,106 @@
+// How many trace records a second are emitted by the engine and read in JavaScript?
+//
+// A guest with every second page mapped is zapped: each page is a run of its own and makes one 16-byte record. JavaScript
+// reads all four words of every record. A uniform guest is the other end: one record stands for up to 2^32 entries.
+
+import { api } from './peers/eptsim.ts';
+import { type BenchContext, median, type Row, row, spreadOf } from './rows.ts';
+import { GIB, PAGE } from './workloads.ts';
+
+const HVA = 2 ** 40;
+const READ_ONLY_EVENTS = 1;
+
+export default async function trace({ quick, say }: BenchContext): Promise<Row[]> {
+  const bytes = (quick ? 1 : 8) * GIB;
+  const pages = bytes / PAGE;
+  const records = pages / 2 + 16;
+  const vm = api.createVmSync({ memory: bytes, traceRecords: records });
+  vm.host.mmap({ hva: HVA, length: bytes, kind: 'shmem' });
+  vm.host.access({ hva: HVA, length: bytes, write: true });
+  vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memorySize: bytes, userspaceAddr: HVA });
+  const vcpu = vm.vcpus[0];
+  // The ring is as large as the zap needs: what the faults emit beyond that is dropped, and counted.
+  const exit = vcpu.access({ gpa: 0, kind: 'write', stride: 2 * PAGE, count: pages / 2 });
+  if (exit.done !== pages / 2) throw new Error(`trace: ${exit.done} pages were touched`);
+  vm.readTrace(() => undefined);
+  const snapshot = vm.snapshot();
+
+  const samples: number[] = [];
+  const emits: number[] = [];
+  const rounds = quick ? 5 : 15;
+  for (let round = -3; round < rounds; round++) {
+    vm.restore(snapshot);
+    const start = performance.now();
+    vm.unmapGfnRange({ slot: 0, start: 0, end: pages });
+    const emitted = performance.now();
+    const dropped = vm.traceDropped;
+    const { gfns, changes } = vm.readTrace((words, count) => {
+      let sum = 0;
+      let changed = 0;
+      for (let at = 0; at < count * 4; at += 4) {
+        const head = words[at];
+        if ((head & 255) !== READ_ONLY_EVENTS) {
+          at += ((head >> 8) & 255) * 4;
+          continue;
+        }
+        changed += words[at + 3];
+        sum += words[at + 2] + (words[at + 1] >>> 16) * 4294967296;
+      }
+      return { gfns: sum, changes: changed };
+    });
+    const end = performance.now();
+    if (dropped !== 0 || changes !== pages / 2 || gfns !== (pages / 2) * (pages / 2 - 1)) {
+      throw new Error(`trace: ${changes} changes were read, ${dropped} records dropped`);
+    }
+    if (round < 0) continue;
+    samples.push(((end - start) * 1e6) / changes);
+    emits.push(((emitted - start) * 1e6) / changes);
+  }
+  const nsPerOperation = median(samples);
+  const note = `${median(emits).toFixed(2)} ns to zap and emit, the rest to read; nothing dropped`;
+  say(`trace: ${(1e3 / nsPerOperation).toFixed(0)} M records/s; ${note}`);
+  const rows = [
+    row({
+      question: 'trace',
+      guestBytes: bytes,
+      density: 'every second page',
+      operation: 'zap-whole-traced',
+      contender: 'eptsim',
+      planes: 1,
+      operations: pages / 2,
+      nsPerOperation,
+      perSecond: 1e9 / nsPerOperation,
+      spread: spreadOf(samples),
+      samples: samples.length,
+      goal: '16-byte trace, emitted and read by JS',
+      note,
+    }),
+  ];
+
+  // Run-length: all pages alike.
+  vm.restore(snapshot);
+  vcpu.access({ gpa: 0, kind: 'write', size: bytes });
+  vm.unmapGfnRange({ slot: 0, start: 0, end: pages });
+  vcpu.access({ gpa: 0, kind: 'write', size: bytes });
+  vm.readTrace(() => undefined);
+  vm.unmapGfnRange({ slot: 0, start: 0, end: pages });
+  const runs = vm.readTrace((_words, count) => count);
+  rows.push(
+    row({
+      question: 'trace',
+      guestBytes: bytes,
+      operation: 'zap-whole-traced-runs',
+      contender: 'eptsim',
+      note: `${pages} changes in ${runs} records`,
+    }),
+  );
+
+  // Overflow: a ring too small keeps what came first, and counts the rest.
+  const tight = api.createVmSync({ memory: GIB, traceRecords: 64 });
+  tight.host.mmap({ hva: HVA, length: GIB, kind: 'shmem' });
+  tight.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memorySize: GIB, userspaceAddr: HVA });
+  tight.readTrace(() => undefined);
+  tight.vcpus[0].access({ gpa: 0, kind: 'write', stride: 2 * PAGE, count: 1000 });
+  if (tight.traceDropped === 0) throw new Error('trace: a full ring dropped nothing');
+  return rows;
+}
