@@ -490,35 +490,35 @@ export function tdpMmuWrprotMask(asId: u32, gfn: u64, mask: u64): void {
     if (root.asId == asId && root.invalid == 0) {
       const first = <u64>ctz(mask);
       const last = <u64>(63 - clz(mask));
-      // The word lies in one table: whether every set bit has a 4K leaf decides where the walk ends.
+      // Whether every set bit has a 4K leaf decides where the walk ends.
       let end = gfn + 64;
       let found: u64 = 0;
-      tdpMmuWalk(root, gfn);
-      const small = atLevel == 1;
-      if (small) {
-        for (let bit = first; bit <= last; bit++) {
-          if (((mask >> bit) & 1) == 0) continue;
-          tdpMmuWalk(root, gfn + bit);
-          if (atFlags & PRESENT) found++;
+      for (let bit = first; bit <= last; bit++) {
+        if (((mask >> bit) & 1) == 0) continue;
+        tdpMmuWalk(root, gfn + bit);
+        if (atLevel == 1 && (atFlags & PRESENT) != 0) found++;
+      }
+      if (found == <u64>popcnt(mask)) {
+        let after = last + 1;
+        for (; after < 64; after++) {
+          tdpMmuWalk(root, gfn + after);
+          if (atFlags & PRESENT) break;
         }
-        if (found == <u64>popcnt(mask)) {
-          let after = last + 1;
-          for (; after < 64; after++) {
-            tdpMmuWalk(root, gfn + after);
-            if (atFlags & PRESENT) break;
-          }
-          end = min(gfn + after + 1, gfn + 64);
-        }
+        end = min(gfn + after + 1, gfn + 64);
       }
       walkRange(root, gfn + first, end, WALK_TEST, 0, 0, 1, false, false, false);
-      if (small) {
-        let bit = first;
-        while (bit <= last) {
+      let bit = first;
+      while (bit <= last) {
+        // A word of a slot that is not aligned to 64 may reach into a second table.
+        const border = min(last + 1, ((gfn + bit) | 511) + 1 - gfn);
+        tdpMmuWalk(root, gfn + bit);
+        const small = atLevel == 1;
+        while (bit < border) {
           let run = bit;
-          while (run <= last && ((mask >> run) & 1) != 0) run++;
-          walkUncounted(root, gfn + bit, gfn + run, WRITABLE, WRITABLE);
+          while (run < border && ((mask >> run) & 1) != 0) run++;
+          if (small && run > bit) walkUncounted(root, gfn + bit, gfn + run, WRITABLE, WRITABLE);
           bit = run;
-          while (bit <= last && ((mask >> bit) & 1) == 0) bit++;
+          while (bit < border && ((mask >> bit) & 1) == 0) bit++;
         }
       }
     }
@@ -642,23 +642,53 @@ export function tdpMmuTrySplitHugePages(asId: u32, startGfn: u64, endGfn: u64, t
     if (root.asId == asId && root.invalid == 0) {
       const bits = keyBitsOf(root);
       const limit = min(endGfn, maxGfnExclusive(bits));
+      const entry = entryOf(root);
+      const level = rootEntryLevel();
       let at = startGfn;
+      let resumed = false;
+      let lastYield = startGfn;
       let carried: f64 = 0;
       while (at < limit) {
+        // The tables that a split adds are visited with the leaf it replaces.
+        walkFor(WALK_TEST, 0, 0, 0, target + 1, indexOf(root), root.asId, root.kind, bits, true);
         let end = limit;
-        if (ctl.budget < Infinity && ctl.paused == 0) {
-          // The tables that a split adds are visited with the leaf it replaces.
-          walkFor(WALK_TEST, 0, 0, 0, target + 1, indexOf(root), root.asId, root.kind, bits, true);
-          const budget = ctl.budget + carried;
-          end = walkCut(entryOf(root), rootEntryLevel(), at + bits, limit + bits, budget, at != startGfn) - bits;
-          carried = end == at ? budget : 0;
-          ctl.budget = end < limit ? 0 : cutLeft();
+        let yieldHere = false;
+        if (ctl.yieldArmed != 0) {
+          const wanted = <u64>ctl.yieldGfn;
+          if (wanted >= at && wanted < limit) {
+            const first = max(deepestEntry(entry, level, wanted | bits), at + bits) - bits;
+            if (first > lastYield) {
+              end = first;
+              yieldHere = true;
+            }
+          }
         }
-        splitStart = at + bits;
-        splitResumed = at != startGfn;
-        if (end > at) splitEntry(root, entryOf(root), rootEntryLevel(), at + bits, end + bits, target);
-        at = end;
-        if (at < limit) pauseForBudget(at);
+        let pauseHere = false;
+        if (ctl.budget < Infinity && ctl.paused == 0) {
+          const budget = ctl.budget + carried;
+          const cut = walkCut(entry, level, at + bits, end + bits, budget, resumed) - bits;
+          carried = cut == at ? budget : 0;
+          ctl.budget = cut < end ? 0 : cutLeft();
+          pauseHere = cut < end;
+          end = cut;
+        }
+        if (end > at) {
+          splitStart = at + bits;
+          splitResumed = resumed;
+          splitEntry(root, entry, level, at + bits, end + bits, target);
+          resumed = true;
+          at = end;
+        }
+        if (pauseHere) {
+          pauseForBudget(at);
+        } else if (yieldHere) {
+          ctl.yieldArmed = 0;
+          deepestEntry(entry, level, at | bits);
+          visitAt(<i32>ctl.rootLevel, at | bits);
+          count(C_YIELDS, 1);
+          lastYield = at;
+          resumed = false;
+        }
       }
     }
     root = nextRoot(sequence);

@@ -484,21 +484,29 @@ export function vcpuBeginFault(index: u32, gfn: u64, access: u32, privateMode: u
     else if (mode == 2) mode = 1;
   }
   initFault(fault, index, gfn & ~ctl.directBits, access, mode, false);
-  if (access == ACCESS_WRITE && fault.isPrivate == 0 && fault.gfn < maxGfnExclusive(ctl.directBits)) {
-    // The fast path comes first and needs no second phase.
-    const root = rootAt(vcpu.root - 1);
-    tdpMmuWalk(root, fault.gfn);
-    if ((atFlags & (PRESENT | WRITABLE)) == PRESENT && fastPageFault(vcpu, root, fault.gfn, atFlags, atLevel)) {
-      fault.result = RET_PF_FIXED;
-      fault.stage = 3;
-      if (id >= ctl.faultHighWater) ctl.faultHighWater = id + 1;
-      return <i32>id;
-    }
+  fault.result = beginFast(vcpu, fault);
+  if (fault.result != 0) fault.stage = 3;
+  else {
+    fault.result = faultBegin(fault);
+    fault.stage = fault.result == 0 ? 1 : 3;
   }
-  fault.result = faultBegin(fault);
-  fault.stage = fault.result == 0 ? 1 : 3;
   if (id >= ctl.faultHighWater) ctl.faultHighWater = id + 1;
   return <i32>id;
+}
+
+/** The fast path of a write, which comes first and needs no second phase. Returns RET_PF_FIXED, RET_PF_SPURIOUS or 0. */
+function beginFast(vcpu: Vcpu, fault: Fault): i32 {
+  if (fault.access != ACCESS_WRITE || fault.gfn >= maxGfnExclusive(ctl.directBits)) return 0;
+  if (ctl.vmType == VM_TDX && fault.isPrivate != 0) return 0;
+  if (hasPrivateMem() && (fault.isPrivate != 0) != memIsPrivate(fault.gfn)) return 0;
+  const root = rootAt(vcpu.root - 1);
+  tdpMmuWalk(root, fault.gfn);
+  if ((atFlags & PRESENT) == 0) return 0;
+  if (atFlags & WRITABLE) {
+    count(C_PF_FAST, 1);
+    return RET_PF_SPURIOUS;
+  }
+  return fastPageFault(vcpu, root, fault.gfn, atFlags, atLevel) ? RET_PF_FIXED : 0;
 }
 
 /** Installs or retries. Returns RET_PF_*, RET_PF_MEMORY_FAULT or -errno; RET_PF_FROZEN asks to be called again. */
