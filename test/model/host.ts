@@ -493,13 +493,13 @@ export class Host {
   }
 
   collapse(start: number, end: number): void {
-    if (up(start, HUGE) > down(end, HUGE)) throw new HostError('EINVAL');
     for (const vma of this.parts(start, end)) {
       const hasAligned = up(vma.start, HUGE) < down(vma.end, HUGE);
       if (vma.nohp || isHugetlb(vma.kind) || !hasAligned) throw new HostError('EINVAL');
       let failed = false;
       const a = up(Math.max(start, vma.start), HUGE);
       const b = down(Math.min(end, vma.end), HUGE);
+      if (a > b) throw new HostError('EINVAL');
       for (let at = a; at < b; at += HUGE) {
         const pmd = this.pmds.get(at);
         if (pmd && pmd.kind !== 'table') continue;

@@ -744,8 +744,8 @@ export class ModelVm {
   }
 
   setSpteGfn(r: GfnRange): boolean {
-    if (this.kernel !== 'rfc-v4') throw new ModelError('EOPNOTSUPP');
     const range = this.publicRange(r);
+    if (this.kernel !== 'rfc-v4') throw new ModelError('EOPNOTSUPP');
     if (r.end !== r.start + 1) throw new ModelError('EINVAL');
     const { pte } = r.arg ?? {};
     return this.setSpteRange({ ...range, attributes: pte ? (pte.writable ? 3 : 1) : 0 }, pte?.writable ?? false, null);
@@ -1080,7 +1080,7 @@ export class ModelVm {
   private zapRoot(root: Root, shared: boolean): void {
     for (const level of [1, 2, 3, root.level]) {
       this.emit('zap_root', { shared, level });
-      for (const iter of this.walk(root, level, 0, Math.min(this.maxGfn, root.bits || this.maxGfn), true)) {
+      for (const iter of this.walk(root, level, 0, this.maxGfn, true)) {
         if (!isPresent(iter.entry) || iter.level > level) continue;
         this.setSpte(root, iter, EMPTY, shared);
       }

@@ -214,8 +214,7 @@ export class ModelVcpu {
         : this.vm.type === 'sw-protected'
           ? this.vm.isPrivate(gfn)
           : (a.private ?? false);
-    // A fault placed by hand starts behind the fast path.
-    const fault = this.vm.faultBegin(this, gfn, a.kind, isPrivate, false, true);
+    const fault = this.vm.faultBegin(this, gfn, a.kind, isPrivate, false);
     this.pendingFaults.set(this.nextFault, fault);
     return this.nextFault++;
   }

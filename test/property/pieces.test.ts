@@ -7,6 +7,7 @@ import { eventLines } from '../support/events.ts';
 import { type Command, newTarget, perform, type Sequence, sequence, type Target } from './commands.ts';
 import {
   attempt,
+  cleanUp,
   commandsOf,
   commandText,
   difference,
@@ -83,7 +84,8 @@ test(
             throw new Error(`${problems.join('\n')}\nafter ${commandText(command)}\n${sequenceText(one)}`);
           }
         });
-        for (const { vm } of [whole, cut]) for (const file of vm.guestMemfds) file.close();
+        cleanUp(whole);
+        cleanUp(cut);
       }),
       { numRuns: NUM_RUNS, ...SEED },
     );

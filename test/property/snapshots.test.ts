@@ -6,7 +6,18 @@ import { expect, test } from 'vitest';
 import type { GuestMemfd, Vm } from '../../src/index.ts';
 import { eventLines } from '../support/events.ts';
 import { type Command, newTarget, type Sequence, sequence, type Target } from './commands.ts';
-import { attempt, commandsOf, commandText, makeEngine, prepare, RUNS, SEED, sameBytes, sequenceText } from './world.ts';
+import {
+  attempt,
+  cleanUp,
+  commandsOf,
+  commandText,
+  makeEngine,
+  prepare,
+  RUNS,
+  SEED,
+  sameBytes,
+  sequenceText,
+} from './world.ts';
 
 const NUM_RUNS = Math.ceil(RUNS / 10);
 
@@ -64,7 +75,7 @@ test(
         const second = restored(one, bytes, kept);
         const differs = rest.findIndex((command, k) => answer(second, command) !== expected[k]);
         const same = differs < 0 && sameBytes(end, second.vm.snapshot());
-        for (const file of second.vm.guestMemfds as GuestMemfd[]) file.close();
+        cleanUp(second);
         if (same) return;
         const where = differs < 0 ? 'ends in other bytes' : `differs after ${commandText(rest[differs])}`;
         throw new Error(`restored before command ${at}, it ${where}\n${sequenceText(one)}`);

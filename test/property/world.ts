@@ -217,7 +217,8 @@ export class World {
     const problems = [
       difference('results', [outcomeText(command, engine)], [outcomeText(command, model)]),
       difference('events', linesOf(this.engine.vm.trace()), linesOf(this.model.vm.trace())),
-      ...this.compareState(),
+      // A VM that dies keeps what the fault had done before: pages of the file, for one.
+      ...(this.model.vm.dead ? [difference('dead', [`${this.engine.vm.dead}`], ['true'])] : this.compareState()),
     ];
     if (before && engine.errno !== undefined && !sameBytes(before, this.engine.vm.snapshot())) {
       problems.push(`a call refused with ${engine.errno} changed the VM`);
@@ -315,6 +316,13 @@ export class World {
     if (problem) throw new Error(problem);
     if (vmFirst) closeFiles();
   }
+}
+
+/** Gives up the faults that were begun and closes the files, so that their numbers are free for the next VM. */
+export function cleanUp(target: Target): void {
+  const vm: Vm = target.vm;
+  for (const { vcpu, id } of target.faults) vm.vcpus[vcpu].dropFault(id);
+  for (const file of vm.guestMemfds) file.close();
 }
 
 export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
