@@ -6,7 +6,7 @@
 
 import { zapCollapsible } from './collapse';
 import { C_LOCK_SECTIONS, count, ctl } from './control';
-import { IO_BASE, IO_BYTES, USER_MEM_SLOTS } from './layout';
+import { BITMAP_BASE, IO_BASE, IO_BYTES, USER_MEM_SLOTS } from './layout';
 import { DIRTY_LEVEL, dirtyTree, endGfnOf, MEM_LOG_DIRTY_PAGES, MEM_READONLY, Memslot, memslotAt } from './memslots';
 import {
   atEnd,
@@ -199,7 +199,7 @@ export function getDirtyLogProtect(asIdAndSlot: u32): i32 {
 }
 
 /**
- * KVM_CLEAR_DIRTY_LOG. `bitmapBytes` of the bitmap stand at IO_BASE and repeat.
+ * KVM_CLEAR_DIRTY_LOG. `bitmapBytes` of the bitmap stand at BITMAP_BASE and repeat.
  * Mirrors: kvm_clear_dirty_log_protect()
  */
 export function clearDirtyLog(asIdAndSlot: u32, firstPage: u64, numPages: u32, bitmapBytes: u32): i32 {
@@ -219,7 +219,7 @@ export function clearDirtyLog(asIdAndSlot: u32, firstPage: u64, numPages: u32, b
   let flush = false;
   while (offset < end) {
     const wordIndex = ((offset - firstPage) >> 6) % <u64>(bitmapBytes >> 3);
-    const mask = load<u64>(IO_BASE + <usize>(wordIndex << 3)) & dirtyWord(slot, offset);
+    const mask = load<u64>(BITMAP_BASE + <usize>(wordIndex << 3)) & dirtyWord(slot, offset);
     if (mask != 0) {
       flush = true;
       clearWord(slot, offset, mask);

@@ -86,7 +86,18 @@ export {
   COUNTERS_BASE,
   LAYOUT_HASH,
 } from './control';
-export { GMEM_BASE, GMEM_BYTES, IO_BASE, IO_BYTES, PAUSE_BASE, RING_BASE, ROOT_BYTES, ROOTS_BASE } from './layout';
+export {
+  BITMAP_BASE,
+  BITMAP_BYTES,
+  GMEM_BASE,
+  GMEM_BYTES,
+  IO_BASE,
+  IO_BYTES,
+  PAUSE_BASE,
+  RING_BASE,
+  ROOT_BYTES,
+  ROOTS_BASE,
+} from './layout';
 export { gate } from './pause';
 export { snapshotRegion } from './snapshot';
 // vCPUs

@@ -4,7 +4,8 @@
 //   0        SCRATCH  of single functions, below 1,024; from there on the texts of the debug build's assertions
 //   ┊        CONTROL  scalars and counters (control.ts)
 //   ┊        PAUSE    the stack of a paused operation
-//   ┊        IO       arguments and results that do not fit registers
+//   ┊        IO       results that do not fit registers
+//   ┊        BITMAP   the argument of KVM_CLEAR_DIRTY_LOG
 //   ┊        MEMSLOTS records, then their orders by gfn and by hva
 //   ┊        ROOTS, VCPUS, FAULTS, GMEM, VMAS, SIDE
 //   ┊        RING     trace records
@@ -22,11 +23,15 @@ export const PAUSE_BYTES: usize = 8 * 1024;
 export const IO_BASE: usize = PAUSE_BASE + PAUSE_BYTES;
 export const IO_BYTES: usize = 2 * 1024 * 1024;
 
+/** Apart from IO: answers to questions must not change the argument of a paused operation. */
+export const BITMAP_BASE: usize = IO_BASE + IO_BYTES;
+export const BITMAP_BYTES: usize = 2 * 1024 * 1024;
+
 export const MEMSLOT_BYTES: usize = 128;
 /** KVM_USER_MEM_SLOTS of x86: 32767 - KVM_INTERNAL_MEM_SLOTS (3). */
 export const USER_MEM_SLOTS: u32 = 32764;
 export const MEMSLOTS_MAX: u32 = 65536;
-export const MEMSLOTS_BASE: usize = IO_BASE + IO_BYTES;
+export const MEMSLOTS_BASE: usize = BITMAP_BASE + BITMAP_BYTES;
 export const SLOT_ORDER_BASE: usize = MEMSLOTS_BASE + <usize>MEMSLOTS_MAX * MEMSLOT_BYTES;
 /** Two address spaces, two orders (gfn, hva), one u32 a slot. */
 export const SLOT_ORDER_BYTES: usize = 2 * 2 * 32768 * 4;

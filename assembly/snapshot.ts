@@ -2,6 +2,8 @@
 
 import { ctl } from './control';
 import {
+  BITMAP_BASE,
+  BITMAP_BYTES,
   CONTROL_BASE,
   CONTROL_BYTES,
   FAULT_BYTES,
@@ -9,8 +11,6 @@ import {
   FAULTS_MAX,
   GMEM_BASE,
   GMEM_BYTES,
-  IO_BASE,
-  IO_BYTES,
   MEMSLOT_BYTES,
   MEMSLOTS_BASE,
   PAUSE_BASE,
@@ -43,7 +43,7 @@ export function snapshotRegion(index: u32): i32 {
     case 1:
       return region(PAUSE_BASE, ctl.paused != 0 ? PAUSE_BYTES : 0);
     case 2:
-      return region(IO_BASE, ctl.paused != 0 ? IO_BYTES : 0);
+      return region(BITMAP_BASE, ctl.paused != 0 ? BITMAP_BYTES : 0);
     case 3:
       return region(MEMSLOTS_BASE, <usize>ctl.memslotHighWater * MEMSLOT_BYTES);
     case 4:

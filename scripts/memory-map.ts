@@ -248,7 +248,8 @@ function regionTable(): string {
     ['SCRATCH', '', layout.CONTROL_BASE!, 'of single functions; from 1,024 on the texts of the debug build'],
     ['CONTROL', 'CONTROL_BASE', layout.CONTROL_BYTES!, 'scalars (1 KiB), then the counters, 8 bytes each'],
     ['PAUSE', 'PAUSE_BASE', layout.PAUSE_BYTES!, 'the stack of a paused operation'],
-    ['IO', 'IO_BASE', layout.IO_BYTES!, 'arguments and results that do not fit registers'],
+    ['IO', 'IO_BASE', layout.IO_BYTES!, 'results that do not fit registers'],
+    ['BITMAP', 'BITMAP_BASE', layout.BITMAP_BYTES!, 'the argument of KVM_CLEAR_DIRTY_LOG'],
     [
       'MEMSLOTS',
       'MEMSLOTS_BASE',

@@ -48,8 +48,19 @@ export class HostMemory {
     method: string,
     values: readonly number[],
     shown: Readonly<Record<string, unknown>>,
-  ): number {
-    return this.#vm.operate(name, values, GATE_HOST, (status) => check(status, method, shown), method);
+  ): void {
+    this.#ask(name, method, values, shown, () => undefined);
+  }
+
+  /** As #call(), for a call with a result. */
+  #ask<T>(
+    name: Parameters<Vm['operate']>[0],
+    method: string,
+    values: readonly number[],
+    shown: Readonly<Record<string, unknown>>,
+    finish: (status: number) => T,
+  ): T {
+    return this.#vm.operate(name, values, GATE_HOST, (status) => finish(check(status, method, shown)), method);
   }
 
   #range(args: HvaRange): number[] {
@@ -140,7 +151,13 @@ export class HostMemory {
   pageIdleSet(args: { hva: U64; pages: number }): number {
     object(args, 'args');
     const pages = integer(args.pages, 'pages', 0, 2 ** 31 - 1);
-    return this.#call('abiHostPageIdleSet', 'pageIdleSet', [...halvesOf(args.hva, 'hva'), pages], { ...args });
+    return this.#ask(
+      'abiHostPageIdleSet',
+      'pageIdleSet',
+      [...halvesOf(args.hva, 'hva'), pages],
+      { ...args },
+      (status) => status,
+    );
   }
 
   /** Writes /proc/PID/clear_refs: 1 tells KVM nothing, 4 (soft-dirty) unmaps everything. */
@@ -165,7 +182,7 @@ export class HostMemory {
    */
   invalidateRangeStart(args: HvaRange & { blockable?: boolean }): boolean {
     const values = [...this.#bounds(args), boolean(args.blockable ?? true, 'blockable') ? 1 : 0];
-    return this.#call('abiInvalidateRangeStart', 'invalidateRangeStart', values, { ...args }) === 1;
+    return this.#ask('abiInvalidateRangeStart', 'invalidateRangeStart', values, { ...args }, (status) => status === 1);
   }
   /** kvm_mmu_notifier_invalidate_range_end(). @throws {KvmError} EINVAL if no start is open */
   invalidateRangeEnd(args: HvaRange): void {
@@ -174,11 +191,11 @@ export class HostMemory {
   /** kvm_mmu_notifier_clear_young(), or clear_flush_young() with `flush`. @returns whether any page was young */
   age(args: HvaRange & { flush?: boolean }): boolean {
     const values = [...this.#bounds(args), boolean(args.flush ?? false, 'flush') ? 1 : 0];
-    return this.#call('abiNotifierAge', 'age', values, { ...args }) === 1;
+    return this.#ask('abiNotifierAge', 'age', values, { ...args }, (status) => status === 1);
   }
   /** kvm_mmu_notifier_test_young() of one address. */
   testAge(args: { hva: U64 }): boolean {
     object(args, 'args');
-    return this.#call('abiNotifierTestAge', 'testAge', halvesOf(args.hva, 'hva'), { ...args }) === 1;
+    return this.#ask('abiNotifierTestAge', 'testAge', halvesOf(args.hva, 'hva'), { ...args }, (status) => status === 1);
   }
 }

@@ -652,25 +652,32 @@ export class Vm {
     const first = halvesOf(args.firstPage, 'firstPage');
     const numPages = integer(args.numPages, 'numPages', 0, 2 ** 32 - 1);
     const { bitmap } = args;
-    const io = new Uint8Array(this.#memory.buffer, this.#at.io, this.#wasm.IO_BYTES.value);
+    const wasm = this.#wasm;
+    const start = wasm.BITMAP_BASE.value;
+    const capacity = wasm.BITMAP_BYTES.value;
     let bytes = 8;
+    let halves: [number, number] | undefined;
     if (typeof bitmap === 'bigint') {
-      const [low, high] = halvesOf(bitmap, 'bitmap');
-      this.#words[this.#at.io >>> 2] = low;
-      this.#words[(this.#at.io >>> 2) + 1] = high;
+      halves = halvesOf(bitmap, 'bitmap');
     } else if (bitmap instanceof Uint8Array) {
-      bytes = Math.ceil(numPages / 64) * 8;
-      if (bytes > io.length) {
-        throw new RangeError(`numPages is ${numPages}: one bitmap holds at most ${io.length * 8} pages`);
+      bytes = Math.max(Math.ceil(numPages / 64) * 8, 8);
+      if (bytes > capacity) {
+        throw new RangeError(`numPages is ${numPages}: one bitmap holds at most ${capacity * 8} pages`);
       }
       if (bitmap.length < Math.ceil(numPages / 8)) {
         throw new RangeError(`bitmap has ${bitmap.length} bytes: ${numPages} pages need ${Math.ceil(numPages / 8)}`);
       }
-      io.fill(0, 0, bytes);
-      io.set(bitmap.subarray(0, bytes));
-      bytes = Math.max(bytes, 8);
     } else {
       throw new TypeError('bitmap must be a Uint8Array or a bigint');
+    }
+    // A paused operation may still read its own bitmap.
+    const gate = this.#run(() => wasm.gate(GATE_OPERATION));
+    if (gate < 0) throw errorOf(gate, 'clearDirtyLog', {});
+    if (halves !== undefined) this.#words.set(halves, start >>> 2);
+    else {
+      const target = this.#bytes({ start, bytes });
+      target.fill(0);
+      target.set((bitmap as Uint8Array).subarray(0, bytes));
     }
     this.operate('abiClearDirtyLog', [slot, ...first, numPages, bytes], GATE_OPERATION, (status) => {
       check(status, 'clearDirtyLog', { slot, firstPage: args.firstPage, numPages });

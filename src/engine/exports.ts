@@ -93,6 +93,8 @@ export interface EngineExports {
   COUNTERS_BASE: Global;
   COUNTER_COUNT: Global;
   LAYOUT_HASH: Global;
+  BITMAP_BASE: Global;
+  BITMAP_BYTES: Global;
   IO_BASE: Global;
   IO_BYTES: Global;
   PAUSE_BASE: Global;

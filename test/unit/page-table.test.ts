@@ -1,0 +1,176 @@
+// How tables are stored, seen from outside: uniform areas take no room, diverge when they must, and fold back.
+
+import { describe, expect, test } from 'vitest';
+import type { HostKind, Vm } from '../../src/index.ts';
+import { makeVm, PAGE } from '../support/make-vm.ts';
+import { randomFrom } from '../support/random.ts';
+
+const GUEST = 4 * 512 * 512;
+/** Four levels, 4 GiB, all mapped with 4K pages and written. */
+function mapped(options: { kind?: HostKind; npages?: number } = {}): Vm {
+  const { kind = 'anon4k', npages = GUEST } = options;
+  const vm = makeVm({ maxphyaddr: 48, traceRecords: 0, slots: [{ startGfn: 0, npages, kind }] });
+  vm.host.access({ hva: 0x100000000000, length: npages * PAGE, write: true });
+  for (let left = { gpa: 0n, size: BigInt(npages * PAGE) }; left.size > 0n; ) left = vm.vcpus[0].preFaultMemory(left);
+  vm.vcpus[0].access({ gpa: 0, kind: 'write', count: npages });
+  return vm;
+}
+const runs = (vm: Vm) => vm.leafs().map(({ level, gfn, count }) => [level, gfn, count]);
+const UPPER = 8192;
+const PLANE = 64;
+
+describe('a uniform area', () => {
+  test('takes no room of its own, and its tables are counted', () => {
+    const vm = mapped();
+    expect(runs(vm)).toEqual([[1, 0, GUEST]]);
+    // The root, one table of level 3, four of level 2, 2,048 of leaves.
+    expect(vm.stats().tables).toBe(1 + 4 + 2048);
+    const small = mapped({ npages: 512 * 512 });
+    expect(vm.memoryUsed - small.memoryUsed).toBeLessThan(2 * UPPER);
+  });
+
+  test('shows every level to a walk', () => {
+    const vm = mapped();
+    const walk = vm.walk((5 * 2 ** 30) / 2 + 7 * PAGE);
+    expect(walk.map(({ level }) => level)).toEqual([4, 3, 2, 1]);
+    expect(walk.map(({ spte }) => spte.class)).toEqual(['table', 'table', 'table', 'leaf']);
+    expect(walk.map(({ index }) => index)).toEqual([0, 2, 256, 7]);
+  });
+
+  test('diverges along one path when one page goes, and folds back when it returns', () => {
+    const vm = mapped();
+    const before = vm.memoryUsed;
+    const leafs = vm.leafs();
+    vm.unmapGfnRange({ slot: 0, start: 70_000, end: 70_001 });
+    expect(runs(vm)).toEqual([
+      [1, 0, 70_000],
+      [1, 70_001, GUEST - 70_001],
+    ]);
+    expect(vm.memoryUsed - before).toBeLessThanOrEqual(2 * UPPER + 4 * PLANE + 1024);
+    vm.vcpus[0].access({ gpa: 70_000 * PAGE, kind: 'write' });
+    expect(vm.leafs()).toEqual(leafs);
+  });
+
+  test('is one again after all of it was zapped: its tables stay linked', () => {
+    const vm = mapped();
+    const { tables } = vm.stats();
+    for (let gfn = 0; gfn < 2048; gfn += 3) vm.unmapGfnRange({ slot: 0, start: gfn, end: gfn + 1 });
+    vm.unmapGfnRange({ slot: 0, start: 0, end: GUEST });
+    expect(vm.leafs()).toEqual([]);
+    expect(vm.stats().tables).toBe(tables);
+    expect(vm.walk(PAGE).map(({ spte }) => spte.class)).toEqual(['table', 'table', 'table', 'nonpresent']);
+  });
+
+  test('does not grow with the number of times that it diverges and folds', () => {
+    const vm = mapped();
+    const once = () => {
+      for (let gfn = 5; gfn < GUEST; gfn += 100_000) vm.unmapGfnRange({ slot: 0, start: gfn, end: gfn + 1000 });
+      vm.vcpus[0].preFaultMemory({ gpa: 0, size: GUEST * PAGE });
+      vm.vcpus[0].access({ gpa: 0, kind: 'write', count: GUEST });
+    };
+    once();
+    const used = vm.memoryUsed;
+    for (let round = 0; round < 5; round++) once();
+    expect(vm.memoryUsed).toBeLessThanOrEqual(used + UPPER);
+    expect(runs(vm)).toEqual([[1, 0, GUEST]]);
+  });
+});
+
+describe('a leaf table', () => {
+  test('adds planes only for the flags that differ', () => {
+    const vm = mapped({ npages: 512 * 512 });
+    vm.unmapGfnRange({ slot: 0, start: 0, end: 1 });
+    const one = vm.memoryUsed;
+    // Presence has a plane already; a second hole needs no more.
+    vm.unmapGfnRange({ slot: 0, start: 100, end: 200 });
+    expect(vm.memoryUsed).toBe(one);
+    vm.ageGfn({ slot: 0, start: 300, end: 310 });
+    expect(vm.memoryUsed - one).toBeLessThanOrEqual(4 * PLANE);
+    expect(vm.memoryUsed).toBeGreaterThan(one);
+  });
+
+  test('keeps what each page is, whatever happens beside it', () => {
+    const npages = 1536;
+    const vm = makeVm({ maxphyaddr: 48, slots: [{ startGfn: 0, npages, flags: 1 }] });
+    const random = randomFrom('leaf table');
+    const integer = (below: number) => Math.floor(random() * below);
+    const present = new Array<boolean>(npages).fill(false);
+    const accessed = new Array<boolean>(npages).fill(false);
+    for (let step = 0; step < 400; step++) {
+      const start = integer(npages);
+      const end = Math.min(start + 1 + integer(step % 3 === 0 ? 600 : 20), npages);
+      const range = { slot: 0, start, end };
+      switch (integer(4)) {
+        case 0:
+          vm.unmapGfnRange(range);
+          present.fill(false, start, end);
+          break;
+        case 1:
+          vm.ageGfn(range);
+          accessed.fill(false, start, end);
+          break;
+        case 2:
+          vm.vcpus[0].access({ gpa: start * PAGE, kind: 'read', count: end - start });
+          present.fill(true, start, end);
+          accessed.fill(true, start, end);
+          break;
+        default:
+          vm.vcpus[0].access({ gpa: start * PAGE, kind: 'write' });
+          present[start] = true;
+          accessed[start] = true;
+      }
+      if (step % 20 !== 0) continue;
+      const found = new Array<boolean>(npages).fill(false);
+      const young = new Array<boolean>(npages).fill(false);
+      for (const { gfn, count, spte } of vm.leafs()) {
+        found.fill(true, gfn, gfn + count);
+        young.fill(spte.accessed, gfn, gfn + count);
+      }
+      expect(found).toEqual(present);
+      expect(young.map((one, gfn) => one && present[gfn])).toEqual(accessed.map((one, gfn) => one && present[gfn]));
+      expect(vm.stats().pages_4k).toBe(present.filter(Boolean).length);
+    }
+  });
+});
+
+describe('huge leaves', () => {
+  test.each([
+    ['hugetlb2m', 2, 512],
+    ['hugetlb1g', 3, 512 * 512],
+  ] as const)('of %s are leaves of level %i, and go whole', (kind, level, pages) => {
+    const vm = mapped({ kind });
+    expect(runs(vm)).toEqual([[level, 0, GUEST / pages]]);
+    const before = vm.stats().gfns_zapped_outside_request;
+    vm.unmapGfnRange({ slot: 0, start: pages + 5, end: pages + 6 });
+    expect(runs(vm)).toEqual([
+      [level, 0, 1],
+      [level, 2 * pages, GUEST / pages - 2],
+    ]);
+    expect(vm.stats().gfns_zapped_outside_request - before).toBe(pages - 1);
+  });
+});
+
+describe('what is freed', () => {
+  test('is used again', () => {
+    const vm = mapped();
+    const scatter = () => {
+      for (let gfn = 0; gfn < GUEST; gfn += 512) vm.unmapGfnRange({ slot: 0, start: gfn + 3, end: gfn + 4 });
+    };
+    scatter();
+    const used = vm.memoryUsed;
+    for (let round = 0; round < 3; round++) {
+      vm.vcpus[0].access({ gpa: 0, kind: 'write', count: GUEST });
+      scatter();
+    }
+    // Only the stacks of free blocks differ.
+    expect(vm.memoryUsed).toBeLessThan(used * 1.1);
+  });
+
+  test('of a destroyed VM is all of it', () => {
+    const vm = mapped();
+    vm.unmapGfnRange({ slot: 0, start: 70_000, end: 70_001 });
+    vm.destroy();
+    expect(vm.stats()).toMatchObject({ tables: 0, pages_4k: 0 });
+    expect(vm.rootCount).toBe(0);
+  });
+});
