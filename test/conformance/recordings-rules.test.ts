@@ -85,3 +85,18 @@ test('the tables of an exec fault outside any memslot forbid huge pages, and cou
   ]);
   expect(vm.stats().nx_lpage_splits).toBe(0);
 });
+
+// clear_dirty_pt_masked() walks from the first set bit to the end of the word, wherever the tables lie.
+test('a word of the dirty log that reaches into a second table write-protects what lies there', () => {
+  const vm = makeVm();
+  const slot = { slot: 0, guestPhysAddr: GPA + 17 * PAGE, memorySize: 0x600000, userspaceAddr: HVA };
+  vm.host.mmap({ kind: 'shmem', hva: HVA, length: 0x600000 });
+  vm.host.madvise({ hva: HVA, length: 0x600000, advice: 'POPULATE_WRITE' });
+  vm.setUserMemoryRegion({ ...slot, flags: 1 });
+  // The pages before gfn 0x10200 stay unmapped, and so does their table; word 7 holds [0x101d1, 0x10211).
+  vm.vcpus[0].preFaultMemory({ gpa: GPA + 0x200000, size: 64 * PAGE });
+  expect(vm.getDirtyLog({ slot: 0 })).toEqual([{ first: 0x200 - 17, count: 64 }]);
+  expect(vm.leafs().map(({ gfn, count, spte }) => [gfn * PAGE, count, spte.writable])).toEqual([
+    [GPA + 0x200000, 64, false],
+  ]);
+});
