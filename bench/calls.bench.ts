@@ -6,7 +6,7 @@
 // those).
 
 import { Bench } from 'tinybench';
-import { vmOf } from './peers/eptsim.ts';
+import { mapAll, vmOf } from './peers/eptsim.ts';
 import { type BenchContext, type Goal, median, type Row, row, spreadOf } from './rows.ts';
 import { GIB, type Guest, PAGE } from './workloads.ts';
 
@@ -18,7 +18,6 @@ export default async function calls({ quick }: BenchContext): Promise<Row[]> {
   const guest: Guest = { bytes: 4 * GIB, density: 'full', leaves: '4k' };
   const vm = vmOf(guest);
   const vcpu = vm.vcpus[0];
-  const mapAll = () => void vcpu.access({ gpa: 0, kind: 'write', size: guest.bytes });
   const zapAll = () => void vm.unmapGfnRange({ slot: 0, start: 0, end: guest.bytes / PAGE });
   const rows: Row[] = [];
   const put = (operation: string, samples: number[], goal: Goal | null, note: string) => {
@@ -45,7 +44,7 @@ export default async function calls({ quick }: BenchContext): Promise<Row[]> {
   const zaps: number[] = [];
   const faults: number[] = [];
   const rounds = quick ? ROUNDS / 4 : ROUNDS;
-  mapAll();
+  mapAll(vm, guest.bytes);
   for (let round = -rounds; round < rounds; round++) {
     let zapNs = 0;
     let faultNs = 0;
@@ -71,7 +70,7 @@ export default async function calls({ quick }: BenchContext): Promise<Row[]> {
   put('fault-4KiB', faults, goal, 'access() of an unmapped page');
 
   // The rest changes nothing that the next call would miss: tinybench times it as it stands.
-  mapAll();
+  mapAll(vm, guest.bytes);
   const bench = new Bench({ time: quick ? 50 : 500, warmupTime: quick ? 20 : 200 });
   const wide = 1000;
   let at = 0;

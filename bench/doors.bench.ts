@@ -4,7 +4,7 @@
 // restored before every sample.
 
 import type { GuestMemfd, Vm } from '../src/index.ts';
-import { api } from './peers/eptsim.ts';
+import { api, mapAll } from './peers/eptsim.ts';
 import { type BenchContext, median, type Row, row, spreadOf } from './rows.ts';
 import { GIB, hash, MIB, PAGE, SEED, TIB } from './workloads.ts';
 
@@ -43,7 +43,7 @@ function guestOf(door: Door): { vm: Vm; file: GuestMemfd | undefined } {
   }
   const vcpu = vm.vcpus[0];
   if (roots === 'mirror') vcpu.accept({ gpa: 0, size: bytes });
-  else if (density === 'full') vcpu.access({ gpa: 0, kind: 'write', size: bytes });
+  else if (density === 'full') mapAll(vm, bytes);
   else {
     for (let gfn = 0; gfn < bytes / PAGE; gfn++) {
       const bits = hash(gfn, SEED);
@@ -70,7 +70,7 @@ function doorsOf(quick: boolean): Door[] {
       operation: 'map-whole',
       bytes: large,
       prepare: (vm, bytes) => void vm.unmapGfnRange({ slot: 0, start: 0, end: pages(bytes) }),
-      run: (vm, bytes) => void vm.vcpus[0].access({ gpa: 0, kind: 'write', size: bytes }),
+      run: mapAll,
       did: (vm, bytes) => vm.stat('pages_4k') === pages(bytes),
     },
     ...(['full', 'half'] as const).map(

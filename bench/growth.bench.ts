@@ -4,7 +4,8 @@
 // a cost in proportion to the pages, 0 a cost that does not depend on them.
 
 import { mkdirSync, writeFileSync } from 'node:fs';
-import { vmOf } from './peers/eptsim.ts';
+import type { Vm } from '../src/index.ts';
+import { api, mapAll, vmOf } from './peers/eptsim.ts';
 import { type BenchContext, median, type Row, row, spreadOf } from './rows.ts';
 import { GIB, PAGE, TIB } from './workloads.ts';
 
@@ -72,10 +73,10 @@ export default async function growth({ quick, say }: BenchContext): Promise<Row[
   const points: Point[] = [];
   for (let bytes = 4 * GIB; bytes <= (quick ? TIB : 64 * TIB); bytes *= 4) {
     const vm = bytes <= SLOT_BYTES ? vmOf({ bytes, density: 'full', leaves: '4k' }) : undefined;
-    const large = vm ?? (await largeVm(bytes));
+    const large = vm ?? largeVm(bytes);
     const samples: number[] = [];
     for (let round = -20; round < 50; round++) {
-      large.vcpus[0].access({ gpa: 0, kind: 'write', size: bytes });
+      mapAll(large, bytes);
       const before = large.stat('leafs_zapped_direct_4k');
       const start = performance.now();
       large.zapGfnRange(0, bytes / PAGE);
@@ -106,8 +107,7 @@ export default async function growth({ quick, say }: BenchContext): Promise<Row[
   return rows;
 }
 
-async function largeVm(bytes: number) {
-  const { api } = await import('./peers/eptsim.ts');
+function largeVm(bytes: number): Vm {
   const vm = api.createVmSync({ memory: bytes });
   const hva = 2 ** 46;
   vm.host.mmap({ hva, length: bytes, kind: 'shmem' });

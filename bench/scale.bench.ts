@@ -1,23 +1,26 @@
 // How large a guest fits one 4 GiB memory, and how many bytes does a page cost?
 
 import type { Vm } from '../src/index.ts';
-import { api } from './peers/eptsim.ts';
+import { api, mapAll } from './peers/eptsim.ts';
 import { type BenchContext, type Goal, type Row, row } from './rows.ts';
 import { GIB, hash, PAGE, SEED, TIB } from './workloads.ts';
 
 const HVA = 2 ** 44;
 /** KVM takes at most 2^31 - 1 pages a slot: larger guests have several. */
 const SLOT_BYTES = 4 * TIB;
+const MEM_LOG_DIRTY_PAGES = 1;
 
-function vmWith(bytes: number, options: { slots?: number; flags?: number } = {}): Vm {
+/** Manual dirty logging from the start, so that the log can be cleared in part and nothing is write-protected at once. */
+function vmWith(bytes: number): Vm {
   const vm = api.createVmSync({ memory: bytes });
+  vm.enableCap({ cap: 168, args: [3] });
   vm.host.mmap({ hva: HVA, length: bytes, kind: 'shmem' });
   vm.host.access({ hva: HVA, length: bytes, write: true });
   const slotBytes = Math.min(SLOT_BYTES, bytes);
   for (let slot = 0; slot * slotBytes < bytes; slot++) {
     vm.setUserMemoryRegion({
       slot,
-      flags: options.flags ?? 0,
+      flags: MEM_LOG_DIRTY_PAGES,
       guestPhysAddr: slot * slotBytes,
       memorySize: Math.min(slotBytes, bytes - slot * slotBytes),
       userspaceAddr: HVA + slot * slotBytes,
@@ -33,30 +36,27 @@ function zapAll(vm: Vm, bytes: number): { ms: number; zapped: number } {
   return { ms: performance.now() - start, zapped: vm.stat('leafs_zapped_direct_4k') - before };
 }
 
-/** Pages that a pattern of 16 leaf tables maps: the pattern is touched page by page, then the tables are alike in cost. */
-function mapHalf(vm: Vm, bytes: number): number {
-  const vcpu = vm.vcpus[0];
-  let mapped = 0;
-  for (let gfn = 0; gfn < bytes / PAGE; gfn++) {
-    const bits = hash(gfn, SEED);
-    if ((bits & 1) === 0) continue;
-    vcpu.access({ gpa: gfn * PAGE, kind: bits & 2 ? 'write' : 'read' });
-    mapped++;
-  }
-  return mapped;
-}
-
-/** Half of the pages at random, by strides: each of `strides` coprime steps leaves its own pattern in every table. */
-function mapStrided(vm: Vm, bytes: number): void {
+/**
+ * Makes the leaf tables of a mapped guest differ in present, accessed and writable or dirty: in each, a random half of
+ * the pages is zapped, a random half of all aged, and the dirty log clears a random pattern. `runs`: halves in one run
+ * a table, at a random place, rather than page by page: the same planes for a guest of billions of pages.
+ */
+function diverge(vm: Vm, bytes: number, runs: boolean): void {
   const pages = bytes / PAGE;
-  for (const [first, stride, kind] of [
-    [0, 3, 'write'],
-    [1, 5, 'read'],
-    [2, 7, 'write'],
-  ] as const) {
-    const count = Math.floor((pages - first - 1) / stride) + 1;
-    const exit = vm.vcpus[0].access({ gpa: first * PAGE, kind, stride: stride * PAGE, count });
-    if (exit.done !== count) throw new Error(`scale: ${exit.done} of ${count} pages were touched: ${exit.reason}`);
+  const slotPages = Math.min(SLOT_BYTES, bytes) / PAGE;
+  const step = runs ? 512 : 1;
+  for (let gfn = 0; gfn < pages; gfn += step) {
+    const bits = hash(gfn / step, SEED);
+    const slot = Math.floor(gfn / slotPages);
+    if (!runs && (bits & 3) === 3) continue;
+    const zapped = runs ? gfn + (bits & 255) : gfn;
+    const aged = runs ? gfn + ((bits >>> 8) & 255) : gfn;
+    const length = runs ? 256 : 1;
+    if (runs || (bits & 1) === 0) vm.unmapGfnRange({ slot, start: zapped, end: zapped + length });
+    if (runs || (bits & 2) === 0) vm.ageGfn({ slot, start: aged, end: aged + length });
+  }
+  for (let slot = 0; slot * slotPages < pages; slot++) {
+    vm.clearDirtyLog({ slot, firstPage: 0, numPages: slotPages, bitmap: 0x5bd1e995_0badf00dn });
   }
 }
 
@@ -74,27 +74,26 @@ export default async function scale({ quick, say }: BenchContext): Promise<Row[]
 
   // --- Bytes a page, by how many planes differ ---
   const small = (quick ? 1 : 16) * GIB;
-  const smallPages = small / PAGE;
   for (const [planes, goal] of [
     [0, 'bytes per guest 4K page, uniform'],
     [4, 'bytes per guest 4K page, mixed, up to four planes'],
     [8, 'bytes per guest 4K page, mixed, eight planes'],
   ] as const) {
-    const vm = vmWith(small);
+    const vm = planes === 8 ? vmOfZeroPages(small) : vmWith(small);
     const empty = vm.memoryUsed;
-    if (planes === 0) vm.vcpus[0].access({ gpa: 0, kind: 'write', size: small });
-    else {
-      mapHalf(vm, small);
-      vm.ageGfn({ slot: 0, start: 0, end: smallPages });
-      // Half of what is mapped is young again: now present, accessed and dirty all differ.
-      for (let gfn = 0; gfn < smallPages; gfn++) {
-        const bits = hash(gfn, SEED);
-        if ((bits & 5) === 5) vm.vcpus[0].access({ gpa: gfn * PAGE, kind: 'read' });
-      }
-      if (planes === 8) makeEight(vm, small);
-    }
-    const bytesPerPage = (vm.memoryUsed - empty) / smallPages;
-    put(small, planes === 0 ? 'full' : 'half', 'bytes-per-page', planes, { bytesPerPage, bytes: vm.memoryUsed }, goal);
+    if (planes !== 8) mapAll(vm, small);
+    if (planes === 4) diverge(vm, small, false);
+    if (planes === 8) divergeInMore(vm, small);
+    const bytesPerPage = (vm.memoryUsed - empty) / (small / PAGE);
+    const values = { bytesPerPage, bytes: vm.memoryUsed, note: 'five to eight planes take the room of eight' };
+    put(
+      small,
+      planes === 0 ? 'full' : 'half',
+      'bytes-per-page',
+      planes,
+      planes === 8 ? values : { ...values, note: undefined },
+      goal,
+    );
     say(`${small / GIB} GiB, ${planes} planes: ${bytesPerPage.toFixed(3)} bytes a page`);
   }
 
@@ -106,8 +105,8 @@ export default async function scale({ quick, say }: BenchContext): Promise<Row[]
     const vm = vmWith(bytes);
     const empty = vm.memoryUsed;
     const start = performance.now();
-    if (bytes === uniform) vm.vcpus[0].access({ gpa: 0, kind: 'write', size: bytes });
-    else mapStrided(vm, bytes);
+    mapAll(vm, bytes);
+    if (bytes === half) diverge(vm, bytes, true);
     const mapMs = performance.now() - start;
     const mapped = vm.stat('pages_4k');
     const used = vm.memoryUsed;
@@ -122,19 +121,28 @@ export default async function scale({ quick, say }: BenchContext): Promise<Row[]
       bytesPerPage: (used - empty) / pages,
       note,
     };
-    put(bytes, density, 'zap-whole', bytes === uniform ? 0 : 2, values, goal);
+    put(bytes, density, 'zap-whole', bytes === uniform ? 0 : 3, values, goal);
     say(`${bytes / TIB} TiB ${density}: ${note}; zapped in ${ms.toFixed(3)} ms`);
   }
   return rows;
 }
 
-/** Lets five more bits of the leaf tables differ: writable, host-writable, MMU-writable, executable and kind. */
-function makeEight(vm: Vm, bytes: number): void {
-  // Read-only host pages change what their sptes may do; each page of a hash's choice is protected for itself.
-  for (let gfn = 0; gfn < bytes / PAGE; gfn += 1) {
-    const bits = hash(gfn, SEED + 1);
-    if ((bits & 255) !== 0) continue;
-    vm.host.mprotect({ hva: HVA + gfn * PAGE, length: PAGE, prot: 1 });
-    if (hash(gfn, SEED) & 1) vm.vcpus[0].access({ gpa: gfn * PAGE, kind: 'read' });
+/** A guest of anonymous memory that nobody wrote: what its vCPU reads is the zero page, mapped read-only. */
+function vmOfZeroPages(bytes: number): Vm {
+  const vm = api.createVmSync({ memory: bytes });
+  vm.host.mmap({ hva: HVA, length: bytes, kind: 'anon4k' });
+  vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memorySize: bytes, userspaceAddr: HVA });
+  return vm;
+}
+
+/** Present, writable, accessed, dirty, host-writable and MMU-writable differ: read or written or neither, at random. */
+function divergeInMore(vm: Vm, bytes: number): void {
+  for (const young of [false, true]) {
+    for (let gfn = 0; gfn < bytes / PAGE; gfn++) {
+      const bits = hash(gfn, SEED);
+      if ((bits & 1) === 0 || ((bits & 2) === 0) === young) continue;
+      vm.vcpus[0].access({ gpa: gfn * PAGE, kind: bits & 4 ? 'write' : 'read' });
+    }
+    if (!young) vm.ageGfn({ slot: 0, start: 0, end: bytes / PAGE });
   }
 }

@@ -25,11 +25,18 @@ export function vmOf(guest: Guest): Vm {
   return vm;
 }
 
+/** Maps [0, bytes) and lets the guest write all of it: a pre-fault takes runs where an access faults page by page. */
+export function mapAll(vm: Vm, bytes: number): void {
+  const { size } = vm.vcpus[0].preFaultMemory({ gpa: 0, size: bytes });
+  if (size !== 0n) throw new Error(`${size} bytes were not mapped`);
+  vm.vcpus[0].access({ gpa: 0, kind: 'write', size: bytes });
+}
+
 /** Lets the guest touch every page of the workload. */
 export function fillVm(vm: Vm, guest: Guest): void {
   const vcpu = vm.vcpus[0];
   if (guest.density === 'full') {
-    vcpu.access({ gpa: 0, kind: 'write', size: guest.bytes });
+    mapAll(vm, guest.bytes);
     return;
   }
   // First those that shall be old, then all are aged, then those that shall be young: KVM maps writable pages dirty.
