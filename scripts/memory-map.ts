@@ -294,6 +294,12 @@ function regionTable(): string {
       `${layout.SIDE_CAPACITY!.toLocaleString('en-US')} records of ${layout.SIDE_BYTES}, a hash table`,
     ],
   ];
+  const listed = new Set(rows.map(([, start]) => start));
+  const missing = Object.keys(layout).filter(
+    (name) => /_BASE$/.test(name) && name !== 'RING_BASE' && !listed.has(name),
+  );
+  if (missing.length > 0)
+    throw new Error(`assembly/layout.ts has ${missing.join(', ')}: add it to the table of regions`);
   const lines = rows.map(
     ([name, start, bytes, what]) =>
       `${hexOf(start === '' ? 0 : layout[start]!)}  ${name.padEnd(10)}  ${size(bytes).padStart(8)}  ${what}`,
@@ -311,7 +317,7 @@ function regionTable(): string {
 const REGION_NAMES = [
   'CONTROL, 7 KiB',
   'PAUSE',
-  'IO',
+  'BITMAP',
   'MEMSLOTS',
   'SLOT_ORDER, address space 0, by gfn',
   'SLOT_ORDER, address space 0, by hva',
