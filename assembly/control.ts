@@ -112,8 +112,6 @@ export class Control {
   attributesHi: u64;
   hostLo: u64;
   hostHi: u64;
-  contentLo: u64;
-  contentHi: u64;
   staleLo: u64;
   staleHi: u64;
 }
@@ -123,7 +121,6 @@ export const ctl: Control = changetype<Control>(CONTROL_BASE);
 
 export const ATTRIBUTES_TREE: usize = CONTROL_BASE + offsetof<Control>('attributesLo');
 export const HOST_TREE: usize = CONTROL_BASE + offsetof<Control>('hostLo');
-export const CONTENT_TREE: usize = CONTROL_BASE + offsetof<Control>('contentLo');
 export const STALE_TREE: usize = CONTROL_BASE + offsetof<Control>('staleLo');
 
 /** Counters, one u64 each; the order is the order of COUNTER_NAMES in src/engine/exports.ts. */
@@ -180,8 +177,6 @@ export const C_GMEM_PAGES_FREED: i32 = 51;
 export const C_PAGES_ACCEPTED: i32 = 52;
 export const C_PAGE_RECLAIM: i32 = 53;
 export const C_NOTIFIER_EVENTS: i32 = 54;
-export const C_TABLES_DIRECT: i32 = 55;
-export const C_FLUSHED_FOR_YIELD: i32 = 56;
 
 /** Adds to a counter. */
 export function count(counter: i32, by: u64): void {

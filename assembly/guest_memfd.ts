@@ -24,7 +24,7 @@ import {
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { GMEM_BYTES, GMEMS_MAX } from './layout';
 import { BY_GFN, Memslot, slotAtPlace, slotCount } from './memslots';
-import { SELECT_GMEM, unmapGfnRange, wantGfnRange } from './mmu';
+import { unmapGfnRange, wantGfnRange } from './mmu';
 import {
   freeSubtree,
   reserveWanted,
@@ -41,6 +41,7 @@ import { PAUSE_GMEM_ZAPPED, pausePoint } from './pause';
 import { EBADF, EFAULT, EHWPOISON, EINVAL, ENOMEM, EOPNOTSUPP, STATUS_CAPACITY } from './status';
 import { flushRemoteTlbs } from './tlb';
 import { EV_GMEM_INVAL_BEGIN, trace2 } from './trace';
+import { SELECT_GMEM } from './vendor';
 
 const FALLOC_KEEP_SIZE: u32 = 1;
 const FALLOC_PUNCH_HOLE: u32 = 2;

@@ -4,16 +4,7 @@
 // says how many xarray operations KVM spends, two a gfn.
 // Mirrors: virt/kvm/kvm_main.c (kvm_vm_ioctl_set_mem_attributes), arch/x86/kvm/mmu/mmu.c (kvm_arch_*_set_memory_attributes)
 
-import {
-  ATTRIBUTES_TREE,
-  C_ATTRIBUTE_XARRAY_OPS,
-  C_LOCK_SECTIONS,
-  count,
-  ctl,
-  FORM_RFC_V4,
-  hasPrivateMem,
-  VM_SNP,
-} from './control';
+import { ATTRIBUTES_TREE, C_ATTRIBUTE_XARRAY_OPS, C_LOCK_SECTIONS, count, ctl, hasPrivateMem } from './control';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import {
   BY_GFN,
@@ -27,7 +18,7 @@ import {
   slotAtPlace,
   slotCount,
 } from './memslots';
-import { KVM_MEMORY_ATTRIBUTE_PRIVATE, MAY_BLOCK, selectAttributes, unmapGfnRange, wantGfnRange } from './mmu';
+import { unmapGfnRange, wantGfnRange } from './mmu';
 import {
   pagesOf,
   reserveWanted,
@@ -44,6 +35,7 @@ import { PAUSE_ATTRIBUTES_STORED, PAUSE_ATTRIBUTES_ZAPPED, pausePoint } from './
 import { EINVAL, STATUS_CAPACITY } from './status';
 import { flushRemoteTlbs } from './tlb';
 import { EV_POST_ATTR, EV_PRE_ATTR, trace2 } from './trace';
+import { KVM_MEMORY_ATTRIBUTE_PRIVATE, MAY_BLOCK, selectAttributes, vendorZapsForAttributes } from './vendor';
 
 /** Attributes of gfns below 2^52: 6 levels. */
 export const ATTRIBUTES_LEVEL: i32 = 7;
@@ -180,7 +172,7 @@ function preSetMemoryAttributes(slot: Memslot, startGfn: u64, endGfn: u64, attri
       if (tail != head && tail + pages > endGfn) guardRegion(slot, level, tail);
     }
   }
-  if (ctl.filterForm == FORM_RFC_V4 && ctl.vmType == VM_SNP) return false;
+  if (!vendorZapsForAttributes()) return false;
   return unmapGfnRange(slot, startGfn, endGfn, attributes, selectAttributes(attributes));
 }
 

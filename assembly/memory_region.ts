@@ -33,7 +33,7 @@ import {
   slotOverlaps,
   unlinkSlot,
 } from './memslots';
-import { KVM_FILTER_PRIVATE, KVM_FILTER_SHARED, MAY_BLOCK, ONLY_PRIVATE, ONLY_SHARED, unmapGfnRange } from './mmu';
+import { unmapGfnRange } from './mmu';
 import { faultIsBegun } from './page_fault';
 import { freeSubtree, reserveWanted, want, wantNothing } from './page_table';
 import { PAUSE_SLOT_INVALID, pausePoint } from './pause';
@@ -54,6 +54,7 @@ import {
   trace,
   trace2,
 } from './trace';
+import { KVM_FILTER_PRIVATE, KVM_FILTER_SHARED, MAY_BLOCK, ONLY_PRIVATE, ONLY_SHARED } from './vendor';
 
 const KVM_MR_CREATE: u32 = 0;
 const KVM_MR_DELETE: u32 = 1;

@@ -4,21 +4,13 @@
 import { C_LOCK_SECTIONS, C_NOTIFIER_EVENTS, count, ctl, STALE_TREE } from './control';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { BY_HVA, endHvaOf, Memslot, slotAtPlace, slotCount } from './memslots';
-import {
-  ageGfn,
-  MAY_BLOCK,
-  SELECT_NOTIFIER,
-  setSpteGfn,
-  testAgeGfn,
-  unmapGfnRange,
-  wantGfnRange,
-  wantGfnRanges,
-} from './mmu';
+import { ageGfn, setSpteGfn, testAgeGfn, unmapGfnRange, wantGfnRange, wantGfnRanges } from './mmu';
 import { treeSet } from './page_table';
 import { PAUSE_NOTIFIER_STARTED, pausePoint } from './pause';
 import { findRoot, ROOT_DIRECT, tdpMmuHasLeafs } from './tdp_mmu';
 import { flushRemoteTlbs } from './tlb';
 import { EV_AGE_HVA, EV_RECLAIMED, EV_TEST_AGE_HVA, EV_UNMAP_HVA, trace, trace2 } from './trace';
+import { MAY_BLOCK, SELECT_NOTIFIER } from './vendor';
 
 /** The gfns of `slot` that any byte of [start, end) touches, in rangeStart and rangeEnd. False if none. */
 let rangeStart: u64 = 0;

@@ -13,7 +13,7 @@ export class Vcpu {
   everRun: u32;
   flushEpoch: u32;
   inGuest: u32;
-  spinning: u32;
+  pad: u32;
   mmioValid: u32;
   mmioGfn: u64;
   mmioGeneration: u32;

@@ -21,7 +21,7 @@ import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './i
 import { RING_BASE, TRACE_RECORD_BYTES } from './layout';
 import { invalidateRoots, zapAllFast, zapInvalidatedRoots } from './memory_region';
 import { BY_GFN, endGfnOf, firstPlaceByGfn, memslotAt, slotAtPlace, slotCount } from './memslots';
-import { ageGfn, contentLost, ONLY_PRIVATE, ONLY_SHARED, setSpteGfn, testAgeGfn, unmapGfnRange } from './mmu';
+import { ageGfn, setSpteGfn, testAgeGfn, unmapGfnRange } from './mmu';
 import { reserve } from './page_table';
 import { EINVAL, EOPNOTSUPP, STATUS_CAPACITY, STATUS_DESTROYED } from './status';
 import {
@@ -38,6 +38,7 @@ import { flushRemoteTlbs, flushRemoteTlbsRange } from './tlb';
 import { EV_FLUSH_SHADOW_ALL, EV_RECLAIMED, EV_ZAP_ALL, trace } from './trace';
 import { unloadRoots } from './vcpu';
 import { vcpuAt } from './vcpus';
+import { ONLY_PRIVATE, ONLY_SHARED, vendorLeafsZapped } from './vendor';
 
 /** Written by vmCreate() first: a snapshot of another layout is refused by it. */
 export const LAYOUT_VERSION: u32 = 1;
@@ -255,7 +256,7 @@ export function vmZapGfnRange(startGfn: f64, endGfn: f64): i32 {
     for (let place = firstPlaceByGfn(0, start); place < slotCount(0); place++) {
       const slot = slotAtPlace(0, BY_GFN, place);
       if (slot.baseGfn >= end) break;
-      contentLost(slot, max(start, slot.baseGfn), min(end, endGfnOf(slot)));
+      vendorLeafsZapped(slot, max(start, slot.baseGfn), min(end, endGfnOf(slot)), kinds);
     }
   }
   if (flush) flushRemoteTlbsRange(start, end - start);

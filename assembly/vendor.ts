@@ -1,0 +1,92 @@
+// What the vendors do differently when a range is zapped: one small interface, four implementations.
+//
+//                                  default     sw-protected  snp                       tdx
+//   vendorRootsOfRange()           direct      direct        direct                    by the filter form
+//   vendorZapsForAttributes()      (no attr.)  yes           not under the RFC         yes
+//   vendorLeafsZapped()            –           –             –                         private content is lost
+//
+// What a range says about the mappings it means (its selector) stands here too, as the vendor is who reads it.
+// Mirrors: struct kvm_gfn_range (include/linux/kvm_host.h), the set_memory_attributes callback of the RFC's v3 (spec 2.5)
+
+import { ctl, FORM_ATTR_FILTER, FORM_GMEM_V13, FORM_RFC_V4, FORM_TDX_V18, VM_SNP, VM_TDX } from './control';
+import { gmemAt, PAGE_RESIDENT, PAGE_WRITTEN, PAGES_LEVEL, pagesTree } from './gmems';
+import { Memslot } from './memslots';
+import { treeModify } from './page_table';
+import { ROOTS_BOTH, ROOTS_DIRECT, ROOTS_MIRROR } from './tdp_mmu';
+
+export const KVM_FILTER_SHARED: u32 = 1;
+export const KVM_FILTER_PRIVATE: u32 = 2;
+/** The selector of a range, one word: attr_filter in bits 0-1, may_block 2, only_private 3, only_shared 4. */
+export const MAY_BLOCK: u32 = 4;
+export const ONLY_PRIVATE: u32 = 8;
+export const ONLY_SHARED: u32 = 16;
+
+/** What each producer puts into the selector (spec 2.3). */
+export const SELECT_NOTIFIER: u32 = KVM_FILTER_SHARED | ONLY_SHARED;
+export const SELECT_GMEM: u32 = KVM_FILTER_PRIVATE | ONLY_PRIVATE | MAY_BLOCK;
+
+export const KVM_MEMORY_ATTRIBUTE_PRIVATE: u64 = 8;
+
+/** Set attributes: the bools are both false, the filter names the mapping that the new value leaves behind. */
+export function selectAttributes(attributes: u64): u32 {
+  return MAY_BLOCK | (attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE ? KVM_FILTER_SHARED : KVM_FILTER_PRIVATE);
+}
+
+/**
+ * The kinds of roots that a range with this selector works on (a set of ROOTS_*), spec 2.4. One tree is meant whatever
+ * the selector holds, except on a TD.
+ */
+export function vendorRootsOfRange(selector: u32, attributes: u64): u32 {
+  return ctl.vmType == VM_TDX ? tdxRootsOfRange(selector, attributes) : ROOTS_DIRECT;
+}
+
+/** Mirrors: kvm_gfn_range_filter_to_root_types() for form E; the messages and code of the other forms. */
+function tdxRootsOfRange(selector: u32, attributes: u64): u32 {
+  const onlyPrivate = (selector & ONLY_PRIVATE) != 0;
+  const onlyShared = (selector & ONLY_SHARED) != 0;
+  const toPrivate = (attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE) != 0;
+  switch (ctl.filterForm) {
+    case FORM_RFC_V4:
+      if (onlyPrivate) return onlyShared ? ROOTS_BOTH : ROOTS_MIRROR;
+      if (onlyShared) return ROOTS_DIRECT;
+      return toPrivate ? ROOTS_DIRECT : ROOTS_MIRROR;
+    case FORM_TDX_V18:
+      // The shared root is never skipped there.
+      if (onlyPrivate) return ROOTS_BOTH;
+      if (onlyShared) return ROOTS_DIRECT;
+      return toPrivate ? ROOTS_DIRECT : ROOTS_BOTH;
+    case FORM_GMEM_V13:
+      if (onlyPrivate) return ROOTS_MIRROR;
+      return onlyShared ? ROOTS_DIRECT : ROOTS_BOTH;
+    case FORM_ATTR_FILTER: {
+      // 0 selects nothing: the kernel warns.
+      let roots: u32 = 0;
+      if (selector & KVM_FILTER_SHARED) roots |= ROOTS_DIRECT;
+      if (selector & KVM_FILTER_PRIVATE) roots |= ROOTS_MIRROR;
+      return roots;
+    }
+    default:
+      return ROOTS_BOTH;
+  }
+}
+
+/**
+ * Whether a conversion zaps the range before the attributes change. SNP under the RFC does nothing and returns false:
+ * its work waits for guest_memfd.
+ */
+export function vendorZapsForAttributes(): bool {
+  return !(ctl.vmType == VM_SNP && ctl.filterForm == FORM_RFC_V4);
+}
+
+/** Leaves of [startGfn, endGfn) of `slot` were zapped in `roots`: what that does to the content behind them. */
+export function vendorLeafsZapped(slot: Memslot, startGfn: u64, endGfn: u64, roots: u32): void {
+  if (ctl.vmType == VM_TDX && (roots & ROOTS_MIRROR) != 0) tdxContentLost(slot, startGfn, endGfn);
+}
+
+/** A TD's pages lose their content with their mapping: REMOVE gives them back unreadable. */
+function tdxContentLost(slot: Memslot, startGfn: u64, endGfn: u64): void {
+  if (slot.gmem == 0) return;
+  const offset = slot.gmemPgoff - slot.baseGfn;
+  const tree = pagesTree(gmemAt(slot.gmem - 1));
+  treeModify(tree, PAGES_LEVEL, startGfn + offset, endGfn + offset, PAGE_RESIDENT | PAGE_WRITTEN, PAGE_WRITTEN, 0);
+}
