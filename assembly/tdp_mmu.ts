@@ -1073,7 +1073,7 @@ export function tdpMmuMakeHuge(root: Root, gfn: u64, level: i32): bool {
 
 /** Zaps up to `limit` nx-disallowed tables, lowest gfn first. Returns how many. */
 export function tdpMmuZapMarked(root: Root, limit: u32): u32 {
-  return zapMarkedBelow(root, entryOf(root), rootEntryLevel(), keyBitsOf(root), limit);
+  return zapMarkedBelow(root, entryOf(root), rootEntryLevel(), 0, limit);
 }
 
 function zapMarkedBelow(root: Root, entryPtr: usize, level: i32, base: u64, limit: u32): u32 {
