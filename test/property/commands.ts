@@ -681,6 +681,6 @@ export const sequence = fc.record({
   config,
   gmemPages: fc.integer({ min: 1500, max: 4096 }),
   first: fc.array(createSlot, { minLength: 1, maxLength: 3 }),
-  commands: fc.array(command, { minLength: 1, maxLength: 32, size: 'max' }),
+  commands: fc.array(command, { minLength: 1, maxLength: 26, size: 'max' }),
 });
 export type Sequence = { config: VmConfig; gmemPages: number; first: Command[]; commands: Command[] };
