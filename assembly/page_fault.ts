@@ -52,6 +52,7 @@ import {
   tdpMmuCountFault,
   tdpMmuCountFaults,
   tdpMmuFreeze,
+  tdpMmuLook,
   tdpMmuMap,
   tdpMmuMapMmio,
   tdpMmuMapRun,
@@ -279,7 +280,7 @@ function install(fault: Fault, stepwise: bool): i32 {
     return RET_PF_RETRY;
   }
   if (root.kind == ROOT_MIRROR) return installMirror(fault, root, stepwise);
-  tdpMmuWalk(root, gfn);
+  tdpMmuLook(root, gfn);
   const present = (atFlags & PRESENT) != 0;
   if (present && ctl.staleRecords != 0 && treeFlags(STALE_TREE, 7, gfn) != 0) return RET_PF_BUG;
   if (ctl.profile == PROFILE_6_16 && present && atLevel == goal) {

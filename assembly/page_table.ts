@@ -59,7 +59,8 @@ export function flagsOf(entryPtr: usize): u32 {
 export function leafLevelOf(entryPtr: usize): i32 {
   return (load<u32>(entryPtr) >> 3) & 15;
 }
-function planesOf(entryPtr: usize): u32 {
+/** The bits that differ within a leaf table. */
+export function planesOf(entryPtr: usize): u32 {
   return (load<u32>(entryPtr) >> 16) & 255;
 }
 /** Present keys of a leaf table. */
@@ -389,7 +390,7 @@ function dropPlane(entryPtr: usize, bit: u32, value: u32): void {
 }
 
 /** Bits [from, to) that fall in word `word` of a plane. */
-function wordMask(word: i32, from: i32, to: i32): u64 {
+export function wordMask(word: i32, from: i32, to: i32): u64 {
   const low = from - (word << 6);
   const high = to - (word << 6);
   let mask: u64 = ~(<u64>0);
@@ -399,7 +400,7 @@ function wordMask(word: i32, from: i32, to: i32): u64 {
 }
 
 /** One word of `bit`'s values, from its plane or its uniform value. */
-function valueWord(entryPtr: usize, bit: u32, word: i32): u64 {
+export function valueWord(entryPtr: usize, bit: u32, word: i32): u64 {
   const desc = load<u32>(entryPtr);
   if ((desc >> (16 + bit)) & 1) return load<u64>(planePtr(entryPtr, bit) + ((<usize>word) << 3));
   return (desc >> (8 + bit)) & 1 ? ~(<u64>0) : 0;

@@ -7,6 +7,7 @@
 
 import { handleChangedSptes } from './changed_spte';
 import { C_NX_LPAGE_SPLITS, C_VISITED_L1, count, ctl } from './control';
+import { TRACE_RECORD_BYTES } from './layout';
 import {
   childPtr,
   clearMarks,
@@ -26,6 +27,7 @@ import {
   ltModify,
   ltRunEnd,
   pagesOf,
+  planesOf,
   presentCount,
   setEmpty,
   setLeaf,
@@ -35,10 +37,12 @@ import {
   tagOf,
   UNIFORM,
   uniformTables,
+  valueWord,
+  wordMask,
 } from './page_table';
 import { sideDelete, sideGet, sideKey } from './side';
 import { KIND, PRESENT } from './spte';
-import { codeOfFlags, SPTE_FROZEN, SPTE_NONPRESENT, SPTE_TABLE } from './trace';
+import { codeOfFlags, SPTE_FROZEN, SPTE_NONPRESENT, SPTE_TABLE, spteHead, traceAdvance, traceRoom } from './trace';
 
 /** Present leaves become non-present. */
 export const WALK_ZAP: u32 = 0;
@@ -124,8 +128,73 @@ function emit(level: i32, key: u64, oldCode: u32, newCode: u32, entries: u64): v
   if (entries != 0) handleChangedSptes(asId, mirror, level, key & ~keyBits, oldCode, newCode, <u32>entries);
 }
 
-/** Traces the present runs of [from, to) of a leaf table that the walk is about to change. */
+/** Of emitLeafTable(): a word of values for each plane, and the bit before it. */
+const EMIT_VALUES: usize = 768;
+const EMIT_BEFORE: usize = 832;
+
+/**
+ * Traces the present runs of [from, to) of a leaf table that the walk is about to change, 64 pages at a time: a bit of
+ * `ends` is set where a run begins, ends or changes.
+ */
 function emitLeafTable(entryPtr: usize, base: u64, from: i32, to: i32): void {
+  let ptr = traceRoom(512);
+  if (ptr == 0) {
+    emitLeafTableSlowly(entryPtr, base, from, to);
+    return;
+  }
+  const uniformFlags = flagsOf(entryPtr);
+  const planes = planesOf(entryPtr) & ~PRESENT;
+  const gfn = base & ~keyBits;
+  const head = spteHead(asId, mirror, 1, gfn);
+  let before: u64 = 0;
+  let runHead: u64 = 0;
+  let runStart = 0;
+  memory.fill(EMIT_BEFORE, 0, 64);
+  for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
+    const presentWord = valueWord(entryPtr, 0, word) & wordMask(word, from, to);
+    const shifted = (presentWord << 1) | before;
+    before = presentWord >> 63;
+    let ends = presentWord ^ shifted;
+    for (let left = planes; left != 0; left &= left - 1) {
+      const bit = ctz(left);
+      const value = valueWord(entryPtr, bit, word);
+      const at = (<usize>bit) << 3;
+      store<u64>(EMIT_VALUES + at, value);
+      ends |= presentWord & shifted & (value ^ ((value << 1) | load<u64>(EMIT_BEFORE + at)));
+      store<u64>(EMIT_BEFORE + at, value >> 63);
+    }
+    for (; ends != 0; ends &= ends - 1) {
+      const place = ctz(ends);
+      const index = (word << 6) + <i32>place;
+      if (runHead != 0) {
+        store<u64>(ptr, runHead);
+        store<u64>(ptr, <u64>(<u32>gfn + <u32>runStart) | ((<u64>(index - runStart)) << 32), 8);
+        ptr += TRACE_RECORD_BYTES;
+        runHead = 0;
+      }
+      if (((presentWord >> place) & 1) == 0) continue;
+      let flags = uniformFlags | PRESENT;
+      for (let left = planes; left != 0; left &= left - 1) {
+        const bit = ctz(left);
+        const value = <u32>(load<u64>(EMIT_VALUES + ((<usize>bit) << 3)) >> place) & 1;
+        flags = (flags & ~((<u32>1) << bit)) | (value << bit);
+      }
+      if ((flags & need) != need) continue;
+      const after = op == WALK_MODIFY ? codeOfFlags((flags & ~clear) | set) : SPTE_NONPRESENT;
+      runStart = index;
+      runHead = head | ((<u64>codeOfFlags(flags)) << 16) | ((<u64>after) << 32);
+    }
+  }
+  if (runHead != 0) {
+    store<u64>(ptr, runHead);
+    store<u64>(ptr, <u64>(<u32>gfn + <u32>runStart) | ((<u64>(to - runStart)) << 32), 8);
+    ptr += TRACE_RECORD_BYTES;
+  }
+  traceAdvance(ptr);
+}
+
+/** As emitLeafTable(), where the ring may be full in the middle: record by record, so that what is dropped is counted. */
+function emitLeafTableSlowly(entryPtr: usize, base: u64, from: i32, to: i32): void {
   let at = from;
   while (at < to) {
     const flags = ltFlags(entryPtr, at);

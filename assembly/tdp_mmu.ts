@@ -69,6 +69,7 @@ import {
   tagOf,
   treeAt,
   treeCount,
+  treeLook,
   treeModify,
   treeSet,
   UNIFORM,
@@ -716,6 +717,11 @@ export let mappedOverTable: bool = false;
 /** What a walk of `root` finds for `gfn`; as treeAt(). */
 export function tdpMmuWalk(root: Root, gfn: u64): void {
   treeAt(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root));
+}
+
+/** As tdpMmuWalk(), without atEnd. */
+export function tdpMmuLook(root: Root, gfn: u64): void {
+  treeLook(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root));
 }
 
 /** Counts the entries that the walks of `faults` faults visit, from the root down to `level`. */

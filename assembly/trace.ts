@@ -86,6 +86,24 @@ export function setByVcpu(on: bool): void {
   byVcpu = on ? 1 : 0;
 }
 
+/**
+ * Where the next `records` records go, for a writer of many that all fit: traceAdvance() takes the end of what it wrote.
+ * 0 if they do not all fit.
+ */
+export function traceRoom(records: u32): usize {
+  if (ctl.traceDropped != 0 || ctl.traceCount + records > ctl.ringRecords) return 0;
+  return RING_BASE + <usize>ctl.traceCount * TRACE_RECORD_BYTES;
+}
+export function traceAdvance(endPtr: usize): void {
+  ctl.traceCount = <u32>((endPtr - RING_BASE) / TRACE_RECORD_BYTES);
+}
+
+/** The first quad of a record of sptes, its codes apart. */
+export function spteHead(asId: u32, mirror: u32, level: i32, gfn: u64): u64 {
+  const low = EV_SPTE | ((<u32>level) << 8) | (asId << 12) | (mirror << 13) | (byVcpu << 14);
+  return <u64>low | ((gfn >> 32) << 48);
+}
+
 /** A run of `entries` sptes of `level` from `gfn` on changed from `oldCode` to `newCode`. */
 export function traceSptes(
   asId: u32,

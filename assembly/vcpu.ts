@@ -51,6 +51,7 @@ import {
   Root,
   rootAt,
   tdpMmuClearBits,
+  tdpMmuLook,
   tdpMmuSetBits,
   tdpMmuSideCode,
   tdpMmuWalk,
@@ -221,7 +222,7 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
     let present = false;
     let stale = MMIO_NONE;
     if (reachable) {
-      tdpMmuWalk(root, gfn);
+      tdpMmuLook(root, gfn);
       const flags = atFlags;
       const level = atLevel;
       present = (flags & PRESENT) != 0;
@@ -500,7 +501,7 @@ function beginFast(vcpu: Vcpu, fault: Fault): i32 {
   if (ctl.vmType == VM_TDX && fault.isPrivate != 0) return 0;
   if (hasPrivateMem() && (fault.isPrivate != 0) != memIsPrivate(fault.gfn)) return 0;
   const root = rootAt(vcpu.root - 1);
-  tdpMmuWalk(root, fault.gfn);
+  tdpMmuLook(root, fault.gfn);
   if ((atFlags & PRESENT) == 0) return 0;
   if (atFlags & WRITABLE) {
     count(C_PF_FAST, 1);
