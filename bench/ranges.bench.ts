@@ -206,7 +206,7 @@ async function measureGuest(
     const rounds = context.quick ? 3 : guest.bytes >= 64 * GIB ? 5 : 9;
     const measured = await measure(found, contenders, rounds, context.quick ? 1 : 2);
     rows.push(...measured);
-    if (process !== undefined && found.operation === 'zap-whole' && guest.leaves === '4k') {
+    if (process !== undefined && found.operation === 'zap-whole' && guest.leaves === '4k' && guest.density === 'full') {
       await checkNoStrawMan(process, guest, measured, context);
     }
   }

@@ -4,6 +4,7 @@ import { type ChildProcessByStdio, spawn, spawnSync } from 'node:child_process';
 import { mkdirSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import type { Readable, Writable } from 'node:stream';
+import { median } from '../rows.ts';
 import { DENSITIES, type Guest, LEAVES, pagesOf, SEED } from '../workloads.ts';
 import type { Contender, Outcome, Walk } from './contender.ts';
 
@@ -44,8 +45,7 @@ export class NativeProcess {
 
   /** Bytes a second that a loop reads, changes and writes back, here and now. */
   async bandwidth(bytes: number): Promise<number> {
-    const [ns] = await this.ask(`bandwidth ${bytes}`);
-    return bytes / (ns / 1e9);
+    return bytes / (median(await this.ask(`bandwidth ${bytes}`)) / 1e9);
   }
 
   quit(): void {
