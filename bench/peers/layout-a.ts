@@ -103,18 +103,28 @@ function iterNext(): void {
   valid = false;
 }
 function iterZap(start: u64, end: u64): void {
+  let zapped: u64 = 0;
+  let young: u64 = 0;
+  let written: u64 = 0;
   for (iterStart(start); valid && iterGfn < end; iterNext()) {
     if ((oldSpte & SPTE_PRESENT) == 0 || !isLeaf(oldSpte, level)) continue;
-    countLeaf(oldSpte);
+    zapped++;
+    young += (oldSpte >> 8) & 1;
+    written += (oldSpte >> 9) & 1;
     store<u64>(sptep, 0);
   }
+  leafs += zapped;
+  accessed += young;
+  dirty += written;
 }
 function iterAge(start: u64, end: u64): void {
+  let young: u64 = 0;
   for (iterStart(start); valid && iterGfn < end; iterNext()) {
     if ((oldSpte & SPTE_ACCESSED) == 0 || !isLeaf(oldSpte, level)) continue;
-    accessed++;
+    young++;
     store<u64>(sptep, oldSpte & ~SPTE_ACCESSED);
   }
+  accessed += young;
 }
 
 // --- nested ----------------------------------------------------------------------------------------------------------
