@@ -8,8 +8,12 @@ const filesUnder = (folder: string) =>
   readdirSync(folder, { recursive: true, withFileTypes: true })
     .filter((entry) => entry.isFile())
     .map((entry) => join(entry.parentPath, entry.name).replaceAll('\\', '/'));
-const sources = ['assembly', 'src', 'scripts', 'test'].flatMap(filesUnder).filter((file) => file.endsWith('.ts'));
-const code = sources.filter((file) => /^(assembly|src|scripts)\//.test(file)).map((file) => readFileSync(file, 'utf8'));
+const sources = ['assembly', 'src', 'scripts', 'bench', 'test']
+  .flatMap(filesUnder)
+  .filter((file) => file.endsWith('.ts'));
+const code = sources
+  .filter((file) => /^(assembly|src|scripts|bench)\//.test(file))
+  .map((file) => readFileSync(file, 'utf8'));
 const words = new Set(code.flatMap((text) => text.match(/\w+/g) ?? []));
 const documents = ['README.md', 'CONTRIBUTING.md', ...filesUnder('docs').filter((file) => file.endsWith('.md'))];
 /** Kernel functions and system calls have no capitals inside. */
