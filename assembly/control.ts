@@ -18,13 +18,9 @@ export class Control {
   stackBase0: u32;
   stackBase1: u32;
   stackBase2: u32;
-  stackBase3: u32;
-  stackBase4: u32;
   stackCount0: u32;
   stackCount1: u32;
   stackCount2: u32;
-  stackCount3: u32;
-  stackCount4: u32;
   /** For tests: how many reservations from now the one comes that is refused; 0 = none. */
   failReservation: u32;
   /** What a paused operation reserved: upper tables, and blocks of leaf tables. */
@@ -80,7 +76,8 @@ export class Control {
   tdFinalized: u32;
   /** Slots that share a page of host memory, at most, of all there ever were. */
   hvaAliases: u32;
-  pad0: u32;
+  /** The newest root, index + 1; 0 = none (tdp_mmu.ts). */
+  rootNewest: u32;
   slotsPages: u64;
   directBits: u64;
   invSeq: u64;

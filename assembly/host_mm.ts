@@ -79,6 +79,7 @@ import {
   TABLE,
   tagOf,
   treeAt,
+  treeLook,
   treeModify,
   treeSet,
   UNIFORM,
@@ -319,6 +320,7 @@ function absentEnd(key: u64, limit: u64, level: i32): u64 {
 }
 /** End of the run of keys from `key`, below `limit`, mapped at one level with the same flags. */
 function mappedEnd(key: u64, limit: u64): u64 {
+  if (key + 1 == limit) return limit;
   treeAt(HOST_TREE, HOST_LEVEL, key);
   const flags = atFlags;
   const level = atLevel;
@@ -580,7 +582,7 @@ function faultAbsent(index: u32, page: u64, last: u64, write: bool): void {
 /** Requires: `page` lies in the area at `index`, whose protection allows the access; room is reserved. */
 function faultPage(index: u32, page: u64, limitPages: u64, write: bool): void {
   const last = min(vmaAt(index).end >> 12, page + limitPages);
-  treeAt(HOST_TREE, HOST_LEVEL, page);
+  treeLook(HOST_TREE, HOST_LEVEL, page);
   if (isMapped(atFlags)) faultMapped(index, page, last, write);
   else faultAbsent(index, page, last, write);
 }

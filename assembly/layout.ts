@@ -65,8 +65,10 @@ export const RING_BASE: usize = (SIDE_BASE + <usize>SIDE_CAPACITY * SIDE_BYTES +
 
 export const TRACE_RECORD_BYTES: usize = 16;
 
-/** Size classes of the arena in blocks of 64 bytes: 1, 2, 4, 8 planes of a leaf table, and an upper table. */
-export const CLASS_COUNT: i32 = 5;
-export const CLASS_LARGEST_LEAF: i32 = 3;
-export const CLASS_UPPER: i32 = 4;
+/** Size classes of the arena in blocks of 64 bytes: one plane, the four planes of a group, an upper table. */
+export const CLASS_COUNT: i32 = 3;
+export const CLASS_PLANE: i32 = 0;
+export const CLASS_QUAD: i32 = 1;
+export const CLASS_UPPER: i32 = 2;
+export const QUAD_BLOCKS: u32 = 4;
 export const UPPER_BLOCKS: u32 = 128;

@@ -34,7 +34,7 @@ export function unmapGfnRange(slot: Memslot, startGfn: u64, endGfn: u64, arg: u6
   const roots = vendorRootsOfRange(selector, arg);
   const flush = tdpMmuUnmapRange(roots, slot.asId, startGfn, endGfn, (selector & MAY_BLOCK) != 0, false, false);
   vendorLeafsZapped(slot, startGfn, endGfn, roots);
-  trace(EV_GFN_RANGE_RET, flush ? 1 : 0, EV_UNMAP_GFN_RANGE, 0);
+  if (ctl.traceOn != 0) trace(EV_GFN_RANGE_RET, flush ? 1 : 0, EV_UNMAP_GFN_RANGE, 0);
   return flush;
 }
 
@@ -58,7 +58,7 @@ export function wantGfnRanges(slot: Memslot, startGfn: u64, endGfn: u64): void {
 export function ageGfn(slot: Memslot, startGfn: u64, endGfn: u64, selector: u32): bool {
   if (ctl.traceOn != 0) traceRange(EV_AGE_GFN, slot, startGfn, endGfn, 0, selector);
   const young = tdpMmuAge(vendorRootsOfRange(selector, 0), slot.asId, startGfn, endGfn, false);
-  trace(EV_GFN_RANGE_RET, young ? 1 : 0, EV_AGE_GFN, 0);
+  if (ctl.traceOn != 0) trace(EV_GFN_RANGE_RET, young ? 1 : 0, EV_AGE_GFN, 0);
   return young;
 }
 
@@ -66,7 +66,7 @@ export function ageGfn(slot: Memslot, startGfn: u64, endGfn: u64, selector: u32)
 export function testAgeGfn(slot: Memslot, startGfn: u64, endGfn: u64, selector: u32): bool {
   if (ctl.traceOn != 0) traceRange(EV_TEST_AGE_GFN, slot, startGfn, endGfn, 0, selector);
   const young = tdpMmuAge(vendorRootsOfRange(selector, 0), slot.asId, startGfn, endGfn, true);
-  trace(EV_GFN_RANGE_RET, young ? 1 : 0, EV_TEST_AGE_GFN, 0);
+  if (ctl.traceOn != 0) trace(EV_GFN_RANGE_RET, young ? 1 : 0, EV_TEST_AGE_GFN, 0);
   return young;
 }
 
@@ -76,6 +76,6 @@ export function setSpteGfn(slot: Memslot, startGfn: u64, endGfn: u64, arg: u64, 
   const roots = vendorRootsOfRange(selector, 0);
   const flush = tdpMmuSetSpte(roots, slot.asId, startGfn, (arg & 2) != 0);
   vendorLeafsZapped(slot, startGfn, startGfn + 1, roots);
-  trace(EV_GFN_RANGE_RET, flush ? 1 : 0, EV_SET_SPTE_GFN, 0);
+  if (ctl.traceOn != 0) trace(EV_GFN_RANGE_RET, flush ? 1 : 0, EV_SET_SPTE_GFN, 0);
   return flush;
 }

@@ -116,7 +116,8 @@ export function faultIsBegun(index: u32): bool {
 /** Space for a fault that is carried through at once: the last record of the table. */
 export function scratchFault(): Fault {
   const fault = faultAt(FAULTS_MAX - 1);
-  memory.fill(changetype<usize>(fault), 0, FAULT_BYTES);
+  const ptr = changetype<usize>(fault);
+  for (let at: usize = 0; at < FAULT_BYTES; at += 8) store<u64>(ptr + at, 0);
   return fault;
 }
 
@@ -229,7 +230,7 @@ function goalLevel(fault: Fault, slot: Memslot, root: Root): i32 {
   requestedLevel = 1;
   hugeDisallowed = fault.access == ACCESS_EXEC && ctl.nxHugePages != 0;
   if (fault.isPrivate != 0 || (slot.flags & MEM_LOG_DIRTY_PAGES) != 0) return 1;
-  requestedLevel = min(allowedLevel(slot, fault.gfn, 3), <i32>fault.hostLevel);
+  if (fault.hostLevel > 1) requestedLevel = min(allowedLevel(slot, fault.gfn, 3), <i32>fault.hostLevel);
   if (requestedLevel == 1 || hugeDisallowed) return 1;
   let goal = requestedLevel;
   if (ctl.nxHugePages != 0) while (goal > 1 && tdpMmuNxDisallowed(root, fault.gfn, goal)) goal--;

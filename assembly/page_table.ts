@@ -8,7 +8,7 @@
 //
 //   0            4            8            12           16
 //   ├────────────┼────────────┼────────────┼────────────┤
-//   │ descriptor │ block      │ counts     │ (unused)   │
+//   │ descriptor │ block      │ counts     │ block2     │
 //   └────────────┴────────────┴────────────┴────────────┘
 //   descriptor: tag 0-2 │ leaf level 3-6 │ flags 8-15 │ planes 16-23 │ allocated planes 24-31
 //   counts:     present 0-9 │ accessed 10-19 │ side records 20-29 │ mark 30
@@ -17,15 +17,16 @@
 //   LEAF     one leaf of this entry's own level (2 or above)
 //   TABLE    an upper table: 512 entries in `block`
 //   LT       a leaf table (level-2 entries only): `flags` hold for every present key, except the bits in `planes`,
-//            whose 512 values are 64-byte planes in `block`. No planes: no block.
+//            whose 512 values are 64-byte planes: those of bits 0-3 in `block`, of bits 4-7 in `block2`
 //   UNIFORM  tables linked all the way down to `leaf level`, whose entries are all alike: `flags`, or nothing
 //
-// `planes` are the bits that differ, `allocated` those with a place in the block: a plane that turns uniform keeps its
-// place, so that aging and write-protecting a whole table touch the entry alone.
+// `planes` are the bits that differ, `allocated` those with a place in a block: a plane that turns uniform keeps its
+// place, so that aging and write-protecting a whole table touch the entry alone. A group of four bits with one plane has
+// a block of 64 bytes; with more it has one of 256, and each bit its fixed place there: no plane moves twice.
 // Left out: pfns. They follow from the backing (host_mm.ts, guest_memfd.ts).
 
-import { ctl } from './control';
-import { CLASS_LARGEST_LEAF, CLASS_UPPER, UPPER_BLOCKS } from './layout';
+import { Control, ctl } from './control';
+import { CLASS_PLANE, CLASS_QUAD, CLASS_UPPER, QUAD_BLOCKS, UPPER_BLOCKS } from './layout';
 
 export const ENTRY_BYTES: usize = 16;
 export const EMPTY: u32 = 0;
@@ -115,35 +116,8 @@ export function setUniform(entryPtr: usize, level: i32, leafLevel: i32, flags: u
 
 // --- Blocks ----------------------------------------------------------------------------------------------------------
 
-function blocksOfClass(sizeClass: i32): u32 {
-  return sizeClass == CLASS_UPPER ? UPPER_BLOCKS : (<u32>1) << sizeClass;
-}
-function stackBasePtr(sizeClass: i32): usize {
-  return changetype<usize>(ctl) + offsetof<ControlStacks>('base') + ((<usize>sizeClass) << 2);
-}
-function stackCountPtr(sizeClass: i32): usize {
-  return changetype<usize>(ctl) + offsetof<ControlStacks>('count') + ((<usize>sizeClass) << 2);
-}
-/** Where the five stack bases and counts stand in Control. */
-@unmanaged
-class ControlStacks {
-  magic: u32;
-  layoutVersion: u32;
-  memoryBytes: u64;
-  ringRecords: u32;
-  arenaBase: u32;
-  arenaBlocks: u32;
-  arenaNext: u32;
-  base: u32;
-  base1: u32;
-  base2: u32;
-  base3: u32;
-  base4: u32;
-  count: u32;
-}
-
 /**
- * Whether `uppers` upper tables and `leafs` leaf-table blocks can be had, each leaf table growing from one plane to
+ * Whether `uppers` upper tables and `leafs` leaf-table blocks can be had, each leaf table growing from no plane to
  * eight. Called once before an operation changes anything; after it no allocation of the operation can fail.
  */
 export function reserve(uppers: u32, leafs: u32): bool {
@@ -154,8 +128,8 @@ export function reserve(uppers: u32, leafs: u32): bool {
 export let reservedUppers: u64 = 0;
 export let reservedBlocks: u64 = 0;
 
-/** Blocks that a leaf table takes as its planes become 1, 2, 4 and 8: it lets go of one only when it has the next. */
-const LEAF_GROWTH_BLOCKS: u64 = 1 + 2 + 4 + 8;
+/** Blocks that a leaf table takes as it gets all planes: each group lets go of its single plane when it has the quad. */
+const LEAF_GROWTH_BLOCKS: u64 = 2 * (1 + 4);
 
 /**
  * As reserve(), with leaf-table blocks counted in units of 64 bytes. What a paused operation reserved stays reserved:
@@ -173,15 +147,17 @@ function reserveBlocks(uppers: u64, blocks: u64): bool {
     reservedUppers = uppers;
     reservedBlocks = blocks;
   }
-  // allocate() cuts blocks of the largest leaf class in halves, which leaves less than one of them unused.
-  const wanted = ((blocks + 7) >> 3) + 2;
-  const freeUppers = <u64>ctl.stackCount4;
-  const freeLeafs = <u64>ctl.stackCount3;
   let left: u64 = 0;
   if (ctl.arenaBlocks > ctl.arenaNext) left = <u64>(ctl.arenaBlocks - ctl.arenaNext);
-  if (uppers <= freeUppers) return wanted <= freeLeafs + (left >> 3) + ((freeUppers - uppers) * UPPER_BLOCKS) / 8;
+  // Nearly always there is more than enough that was never used.
+  if (uppers * UPPER_BLOCKS + blocks + 2 * QUAD_BLOCKS <= left) return true;
+  // allocate() cuts quads into single planes, which leaves less than one of them unused.
+  const wanted = ((blocks + 3) >> 2) + 2;
+  const freeUppers = <u64>ctl.stackCount2;
+  const freeQuads = <u64>ctl.stackCount1;
+  if (uppers <= freeUppers) return wanted <= freeQuads + (left >> 2) + (freeUppers - uppers) * (UPPER_BLOCKS / 4);
   const forUppers = (uppers - freeUppers) * UPPER_BLOCKS;
-  return forUppers <= left && wanted <= freeLeafs + ((left - forUppers) >> 3);
+  return forUppers <= left && wanted <= freeQuads + ((left - forUppers) >> 2);
 }
 
 // What an operation over many places needs is summed up place by place first: wantNothing(), want…(), reserveWanted().
@@ -230,7 +206,7 @@ export function wantScattered(entryPtr: usize, level: i32, start: u64, end: u64,
   if (start >= end) return;
   if (tag == LT) {
     if (mayFill) wantedBlocks += LEAF_GROWTH_BLOCKS;
-    else if (presentCount(entryPtr) != 0) wantedBlocks += blocksToGrow(popcnt(load<u32>(entryPtr) >> 24));
+    else if (presentCount(entryPtr) != 0) wantedBlocks += blocksToGrow(load<u32>(entryPtr) >> 24);
     return;
   }
   if (tag != TABLE) {
@@ -268,57 +244,42 @@ function spanned(level: i32, start: u64, end: u64): u64 {
   const shift = 9 * (level - 1);
   return ((end - 1) >> shift) - (start >> shift) + 1;
 }
-/** Blocks that a leaf table with `planes` planes takes when it gets one more. */
-function blocksToGrow(planes: u32): u64 {
-  switch (planes) {
-    case 0:
-      return 1;
-    case 1:
-      return 2;
-    case 2:
-      return 4;
-    case 4:
-      return 8;
-    default:
-      return 0;
-  }
+/** Blocks that a leaf table takes when one more of the bits 0-3 differs; `allocated` planes have their place. */
+function blocksToGrow(allocated: u32): u64 {
+  const group = allocated & 15;
+  if (group == 0) return 1;
+  return isSingle(group) ? 4 : 0;
 }
+
+function stackBasePtr(sizeClass: i32): usize {
+  return changetype<usize>(ctl) + offsetof<ControlStacks>('base') + ((<usize>sizeClass) << 2);
+}
+function stackCountPtr(sizeClass: i32): usize {
+  return changetype<usize>(ctl) + offsetof<ControlStacks>('count') + ((<usize>sizeClass) << 2);
+}
+/** Where the three stack bases and counts stand in Control. */
+@unmanaged
+class ControlStacks {
+  magic: u32;
+  layoutVersion: u32;
+  memoryBytes: u64;
+  ringRecords: u32;
+  arenaBase: u32;
+  arenaBlocks: u32;
+  arenaNext: u32;
+  base: u32;
+  base1: u32;
+  base2: u32;
+  count: u32;
+}
+if (offsetof<ControlStacks>('base') != offsetof<Control>('stackBase0')) ERROR('the stack bases have moved');
+if (offsetof<ControlStacks>('count') != offsetof<Control>('stackCount0')) ERROR('the stack counts have moved');
 
 function pop(sizeClass: i32): u32 {
   const countPtr = stackCountPtr(sizeClass);
-  const depth = load<u32>(countPtr);
-  store<u32>(countPtr, depth - 1);
-  return load<u32>(<usize>load<u32>(stackBasePtr(sizeClass)) + ((<usize>(depth - 1)) << 2));
-}
-
-/** Cuts `block` of `larger` in halves down to `sizeClass`; the other halves are free. Returns the first part. */
-function cutBlock(block: u32, larger: i32, sizeClass: i32): u32 {
-  if (larger == CLASS_UPPER) {
-    const size = blocksOfClass(CLASS_LARGEST_LEAF);
-    for (let at = size; at < UPPER_BLOCKS; at += size) release(CLASS_LARGEST_LEAF, block + at);
-    larger = CLASS_LARGEST_LEAF;
-  }
-  for (let half = larger - 1; half >= sizeClass; half--) release(half, block + blocksOfClass(half));
-  return block;
-}
-
-/**
- * A block: a free one of its class, else part of a larger free leaf block, else a fresh one, else part of a free upper
- * table. The order is what reserveBlocks() counts on.
- */
-function allocate(sizeClass: i32): u32 {
-  if (load<u32>(stackCountPtr(sizeClass)) > 0) return pop(sizeClass);
-  for (let larger = sizeClass + 1; larger <= CLASS_LARGEST_LEAF; larger++) {
-    if (load<u32>(stackCountPtr(larger)) > 0) return cutBlock(pop(larger), larger, sizeClass);
-  }
-  const blocks = blocksOfClass(sizeClass);
-  const next = ctl.arenaNext;
-  if (next + blocks <= ctl.arenaBlocks) {
-    ctl.arenaNext = next + blocks;
-    return next;
-  }
-  assert(sizeClass != CLASS_UPPER && ctl.stackCount4 > 0, 'an allocation was not reserved');
-  return cutBlock(pop(CLASS_UPPER), CLASS_UPPER, sizeClass);
+  const depth = load<u32>(countPtr) - 1;
+  store<u32>(countPtr, depth);
+  return load<u32>(<usize>load<u32>(stackBasePtr(sizeClass)) + ((<usize>depth) << 2));
 }
 
 function release(sizeClass: i32, block: u32): void {
@@ -328,59 +289,89 @@ function release(sizeClass: i32, block: u32): void {
   store<u32>(countPtr, depth + 1);
 }
 
+/** `blocks` blocks that were never used; 0xffffffff if the arena has no more. */
+function fresh(blocks: u32): u32 {
+  const next = ctl.arenaNext;
+  if (next + blocks > ctl.arenaBlocks) return 0xffffffff;
+  ctl.arenaNext = next + blocks;
+  return next;
+}
+
+/** A block of 64 bytes: a free one, else part of a quad. */
+function allocatePlane(): u32 {
+  if (ctl.stackCount0 > 0) return pop(CLASS_PLANE);
+  const quad = allocateQuad();
+  for (let at = QUAD_BLOCKS - 1; at > 0; at--) release(CLASS_PLANE, quad + at);
+  return quad;
+}
+
+/** Four blocks: free ones, else fresh ones, else part of a free upper table. The order is what reserveBlocks() counts on. */
+function allocateQuad(): u32 {
+  if (ctl.stackCount1 > 0) return pop(CLASS_QUAD);
+  const block = fresh(QUAD_BLOCKS);
+  if (block != 0xffffffff) return block;
+  assert(ctl.stackCount2 > 0, 'an allocation was not reserved');
+  const upper = pop(CLASS_UPPER);
+  for (let at = QUAD_BLOCKS; at < UPPER_BLOCKS; at += QUAD_BLOCKS) release(CLASS_QUAD, upper + at);
+  return upper;
+}
+
+function allocateUpper(): u32 {
+  if (ctl.stackCount2 > 0) return pop(CLASS_UPPER);
+  const block = fresh(UPPER_BLOCKS);
+  assert(block != 0xffffffff, 'an upper table was not reserved');
+  return block;
+}
+
 function blockPtr(block: u32): usize {
   return <usize>ctl.arenaBase + ((<usize>block) << 6);
 }
 
-function classOfPlanes(allocated: u32): i32 {
-  const planes = popcnt(allocated);
-  return planes <= 2 ? planes - 1 : planes <= 4 ? 2 : 3;
-}
-
 // --- Leaf tables -----------------------------------------------------------------------------------------------------
+
+/** Whether a group of allocated planes (four bits, not 0) is one plane alone, in a block of 64 bytes. */
+function isSingle(group: u32): bool {
+  return (group & (group - 1)) == 0;
+}
 
 function releasePlanes(entryPtr: usize): void {
   const allocated = load<u32>(entryPtr) >> 24;
-  if (allocated != 0) release(classOfPlanes(allocated), load<u32>(entryPtr, 4));
+  const low = allocated & 15;
+  const high = allocated >> 4;
+  if (low != 0) release(isSingle(low) ? CLASS_PLANE : CLASS_QUAD, load<u32>(entryPtr, 4));
+  if (high != 0) release(isSingle(high) ? CLASS_PLANE : CLASS_QUAD, load<u32>(entryPtr, 12));
 }
 
 /** The plane of `bit`; it must be allocated. */
 function planePtr(entryPtr: usize, bit: u32): usize {
-  const allocated = load<u32>(entryPtr) >> 24;
-  return blockPtr(load<u32>(entryPtr, 4)) + ((<usize>popcnt(allocated & ((1 << bit) - 1))) << 6);
+  const group = (load<u32>(entryPtr) >> (24 + (bit & 4))) & 15;
+  const block = blockPtr(load<u32>(entryPtr + ((bit & 4) << 1), 4));
+  return isSingle(group) ? block : block + ((<usize>(bit & 3)) << 6);
 }
 
 /** Gives `bit` a plane that holds its uniform value. */
 function addPlane(entryPtr: usize, bit: u32): void {
   const desc = load<u32>(entryPtr);
-  const allocated = desc >> 24;
-  if ((allocated & (1 << bit)) == 0) {
-    const grown = allocated | (1 << bit);
-    const rank = popcnt(allocated & ((1 << bit) - 1));
-    const after = popcnt(allocated) - rank;
-    const newClass = classOfPlanes(grown);
-    if (allocated == 0) {
-      store<u32>(entryPtr, allocate(newClass), 4);
-    } else {
-      const oldClass = classOfPlanes(allocated);
-      const oldPtr = blockPtr(load<u32>(entryPtr, 4));
-      if (newClass == oldClass) {
-        if (after > 0)
-          memory.copy(oldPtr + ((<usize>(rank + 1)) << 6), oldPtr + ((<usize>rank) << 6), (<usize>after) << 6);
-      } else {
-        const block = allocate(newClass);
-        const newPtr = blockPtr(block);
-        if (rank > 0) memory.copy(newPtr, oldPtr, (<usize>rank) << 6);
-        if (after > 0)
-          memory.copy(newPtr + ((<usize>(rank + 1)) << 6), oldPtr + ((<usize>rank) << 6), (<usize>after) << 6);
-        release(oldClass, load<u32>(entryPtr, 4));
-        store<u32>(entryPtr, block, 4);
-      }
+  const mask: u32 = 1 << bit;
+  if ((desc & (mask << 24)) == 0) {
+    const group = (desc >> (24 + (bit & 4))) & 15;
+    const at = entryPtr + ((bit & 4) << 1);
+    if (group == 0) {
+      store<u32>(at, allocatePlane(), 4);
+    } else if (isSingle(group)) {
+      const block = load<u32>(at, 4);
+      const quad = allocateQuad();
+      const from = blockPtr(block);
+      const to = blockPtr(quad) + ((<usize>ctz(group)) << 6);
+      for (let offset: usize = 0; offset < 64; offset += 8) store<u64>(to + offset, load<u64>(from + offset));
+      release(CLASS_PLANE, block);
+      store<u32>(at, quad, 4);
     }
-    store<u32>(entryPtr, (desc & 0x00ffffff) | (grown << 24));
   }
-  store<u32>(entryPtr, load<u32>(entryPtr) | ((1 << bit) << 16));
-  memory.fill(planePtr(entryPtr, bit), (desc >> (8 + bit)) & 1 ? 0xff : 0, 64);
+  store<u32>(entryPtr, desc | (mask << 24) | (mask << 16));
+  const plane = planePtr(entryPtr, bit);
+  const value: u64 = (desc >> (8 + bit)) & 1 ? ~(<u64>0) : 0;
+  for (let offset: usize = 0; offset < 64; offset += 8) store<u64>(plane + offset, value);
 }
 
 /** Makes `bit` uniform; its plane keeps its place. */
@@ -404,18 +395,6 @@ export function valueWord(entryPtr: usize, bit: u32, word: i32): u64 {
   const desc = load<u32>(entryPtr);
   if ((desc >> (16 + bit)) & 1) return load<u64>(planePtr(entryPtr, bit) + ((<usize>word) << 3));
   return (desc >> (8 + bit)) & 1 ? ~(<u64>0) : 0;
-}
-
-/** Writes the counts anew after a change that was not counted on the way. */
-function recount(entryPtr: usize): void {
-  let present: u32 = 0;
-  let accessed: u32 = 0;
-  for (let word = 0; word < 8; word++) {
-    const presentWord = valueWord(entryPtr, 0, word);
-    present += <u32>popcnt(presentWord);
-    accessed += <u32>popcnt(presentWord & valueWord(entryPtr, COUNTED_SHIFT, word));
-  }
-  store<u32>(entryPtr, (load<u32>(entryPtr, 8) & ~0xfffff) | present | (accessed << 10), 8);
 }
 
 /** An empty leaf table that keeps its side records and its mark. */
@@ -447,28 +426,28 @@ function normalise(entryPtr: usize): void {
     }
     if (!(set && clear)) dropPlane(entryPtr, bit, set ? 1 : 0);
   }
-  if (planesOf(entryPtr) == 0) {
-    releasePlanes(entryPtr);
-    store<u32>(entryPtr, load<u32>(entryPtr) & 0x00ffffff);
-    store<u32>(entryPtr, 0, 4);
-  }
+  if (planesOf(entryPtr) == 0) forgetPlanes(entryPtr);
+}
+
+/** Frees the planes of a leaf table in which no bit differs. */
+function forgetPlanes(entryPtr: usize): void {
+  releasePlanes(entryPtr);
+  store<u32>(entryPtr, load<u32>(entryPtr) & 0x00ffffff);
+  store<u32>(entryPtr, 0, 4);
+  store<u32>(entryPtr, 0, 12);
 }
 
 /** The flags of key `index` in a leaf table; 0 if not present. */
 export function ltFlags(entryPtr: usize, index: i32): u32 {
   const desc = load<u32>(entryPtr);
   let flags = (desc >> 8) & 255;
-  const planes = (desc >> 16) & 255;
-  if (planes != 0) {
-    let allocated = desc >> 24;
-    let ptr = blockPtr(load<u32>(entryPtr, 4)) + ((<usize>(index >> 6)) << 3);
-    const shift = <u64>(index & 63);
-    while (allocated != 0) {
-      const mask = allocated & (0 - allocated);
-      if (planes & mask) flags = (load<u64>(ptr) >> shift) & 1 ? flags | mask : flags & ~mask;
-      allocated ^= mask;
-      ptr += 64;
-    }
+  const offset = (<usize>(index >> 6)) << 3;
+  const shift = <u64>(index & 63);
+  for (let left = (desc >> 16) & 255; left != 0; left &= left - 1) {
+    const bit = ctz(left);
+    const value = <u32>(load<u64>(planePtr(entryPtr, bit) + offset) >> shift) & 1;
+    flags = (flags & ~((<u32>1) << bit)) | (value << bit);
+    if ((flags & 1) == 0) return 0;
   }
   return flags & 1 ? flags : 0;
 }
@@ -482,36 +461,47 @@ export function ltSet(entryPtr: usize, from: i32, to: i32, flags: u32): void {
     store<u32>(entryPtr, load<u32>(entryPtr, 8) | keep, 8);
     return;
   }
+  const isAccessed = (flags & COUNTED_BIT) != 0;
+  let counts = <u32>(to - from) | (isAccessed ? (<u32>(to - from)) << 10 : 0);
+  const firstWord = from >> 6;
+  const lastWord = (to - 1) >> 6;
   if (presentCount(entryPtr) == 0) {
     // Nothing else to differ from: the flags are uniform, presence alone has a plane.
     emptyLeafTable(entryPtr);
     addPlane(entryPtr, 0);
     store<u32>(entryPtr, (load<u32>(entryPtr) & ~0xff00) | ((flags & ~1) << 8));
+    counts |= keep;
   } else {
-    for (let bit: u32 = 1; bit < 8; bit++) {
-      const want = (flags >> bit) & 1;
-      const desc = load<u32>(entryPtr);
-      if (((desc >> (16 + bit)) & 1) == 0) {
-        if (((desc >> (8 + bit)) & 1) == want) continue;
-        addPlane(entryPtr, bit);
-      }
+    // The keys are counted anew: first take what they count for now.
+    counts += load<u32>(entryPtr, 8);
+    for (let word = firstWord; word <= lastWord; word++) {
+      const presentWord = valueWord(entryPtr, 0, word) & wordMask(word, from, to);
+      counts -= <u32>popcnt(presentWord);
+      counts -= (<u32>popcnt(presentWord & valueWord(entryPtr, COUNTED_SHIFT, word))) << 10;
+    }
+    const desc = load<u32>(entryPtr);
+    const planes = (desc >> 16) & 0xfe;
+    for (let left = ((desc >> 8) ^ flags) & 0xfe & ~planes; left != 0; left &= left - 1) addPlane(entryPtr, ctz(left));
+    for (let left = planesOf(entryPtr) & 0xfe; left != 0; left &= left - 1) {
+      const bit = ctz(left);
       const plane = planePtr(entryPtr, bit);
-      for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
+      const value: u64 = (flags >> bit) & 1 ? ~(<u64>0) : 0;
+      for (let word = firstWord; word <= lastWord; word++) {
         const mask = wordMask(word, from, to);
         const ptr = plane + ((<usize>word) << 3);
-        store<u64>(ptr, want ? load<u64>(ptr) | mask : load<u64>(ptr) & ~mask);
+        store<u64>(ptr, (load<u64>(ptr) & ~mask) | (value & mask));
       }
     }
   }
   if (planesOf(entryPtr) & 1) {
     const plane = planePtr(entryPtr, 0);
-    for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
+    for (let word = firstWord; word <= lastWord; word++) {
       const ptr = plane + ((<usize>word) << 3);
       store<u64>(ptr, load<u64>(ptr) | wordMask(word, from, to));
     }
   }
-  recount(entryPtr);
-  if (presentCount(entryPtr) == 512) normalise(entryPtr);
+  store<u32>(entryPtr, counts, 8);
+  if ((counts & 0x3ff) == 512) normalise(entryPtr);
 }
 
 /** Makes keys [from, to) of a leaf table absent. Returns how many were present. */
@@ -546,15 +536,12 @@ export function ltClear(entryPtr: usize, from: i32, to: i32): u32 {
 /** Words of the keys chosen by ltSelect(). */
 const SELECTION: usize = 512;
 
-/** Marks in SELECTION the present keys of [from, to) that have all of `need`. Returns how many. */
+/** Marks in SELECTION, in the words that [from, to) meets, the present keys that have all of `need`. Returns how many. */
 function ltSelect(entryPtr: usize, from: i32, to: i32, need: u32): u32 {
   let selected: u32 = 0;
-  memory.fill(SELECTION, 0, 64);
   for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
     let value = valueWord(entryPtr, 0, word) & wordMask(word, from, to);
-    for (let bit: u32 = 1; bit < 8 && value != 0; bit++) {
-      if ((need >> bit) & 1) value &= valueWord(entryPtr, bit, word);
-    }
+    for (let left = need & 0xfe; left != 0; left &= left - 1) value &= valueWord(entryPtr, ctz(left), word);
     store<u64>(SELECTION + ((<usize>word) << 3), value);
     selected += <u32>popcnt(value);
   }
@@ -585,40 +572,40 @@ export function ltModify(entryPtr: usize, from: i32, to: i32, need: u32, clear: 
   if (all) {
     changed = ltCount(entryPtr, 0, 512, need);
     if (changed == 0) return 0;
-    for (let bit: u32 = 1; bit < 8; bit++) {
-      if ((clear >> bit) & 1) dropPlane(entryPtr, bit, 0);
-      else if ((set >> bit) & 1) dropPlane(entryPtr, bit, 1);
-    }
+    const both = (clear | set) & 0xfe;
+    const on = set & ~clear;
+    store<u32>(entryPtr, (load<u32>(entryPtr) & ~((both << 8) | (both << 16))) | (on << 8));
     const present = presentCount(entryPtr);
     if ((clear | set) & COUNTED_BIT) {
       const counts = load<u32>(entryPtr, 8) & ~(0x3ff << 10);
       store<u32>(entryPtr, set & COUNTED_BIT ? counts | (present << 10) : counts, 8);
     }
-    if (planesOf(entryPtr) == 0 && load<u32>(entryPtr) >> 24 != 0) {
-      releasePlanes(entryPtr);
-      store<u32>(entryPtr, load<u32>(entryPtr) & 0x00ffffff);
-      store<u32>(entryPtr, 0, 4);
-    }
+    if (planesOf(entryPtr) == 0 && load<u32>(entryPtr) >> 24 != 0) forgetPlanes(entryPtr);
     return changed;
   }
   changed = ltSelect(entryPtr, from, to, need);
   if (changed == 0) return 0;
-  for (let bit: u32 = 1; bit < 8; bit++) {
+  for (let left = (clear | set) & 0xfe; left != 0; left &= left - 1) {
+    const bit = ctz(left);
     const mask: u32 = 1 << bit;
-    if (((clear | set) & mask) == 0) continue;
     const want = (set & mask) != 0;
     if ((planesOf(entryPtr) & mask) == 0) {
       if (((flagsOf(entryPtr) & mask) != 0) == want) continue;
       addPlane(entryPtr, bit);
     }
     const plane = planePtr(entryPtr, bit);
-    for (let word = 0; word < 8; word++) {
+    let were: u32 = 0;
+    for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
       const ptr = plane + ((<usize>word) << 3);
       const chosen = load<u64>(SELECTION + ((<usize>word) << 3));
-      store<u64>(ptr, want ? load<u64>(ptr) | chosen : load<u64>(ptr) & ~chosen);
+      const before = load<u64>(ptr);
+      were += <u32>popcnt(before & chosen);
+      store<u64>(ptr, want ? before | chosen : before & ~chosen);
+    }
+    if (mask == COUNTED_BIT) {
+      store<u32>(entryPtr, load<u32>(entryPtr, 8) + (((want ? changed : 0) - were) << 10), 8);
     }
   }
-  if ((clear | set) & COUNTED_BIT) recount(entryPtr);
   if (presentCount(entryPtr) == 512) normalise(entryPtr);
   return changed;
 }
@@ -658,13 +645,18 @@ export function indexAt(key: u64, level: i32): u32 {
   return <u32>(key >> (9 * (level - 1))) & 511;
 }
 
-/** Links an upper table of 512 empty entries. */
-export function linkTable(entryPtr: usize): void {
-  const block = allocate(CLASS_UPPER);
-  memory.fill(blockPtr(block), 0, 8192);
+/** Links an upper table; what its entries hold is for the caller to write. */
+function linkBlock(entryPtr: usize): usize {
+  const block = allocateUpper();
   store<u32>(entryPtr, TABLE);
   store<u32>(entryPtr, block, 4);
   store<u64>(entryPtr, 0, 8);
+  return blockPtr(block);
+}
+
+/** Links an upper table of 512 empty entries. */
+export function linkTable(entryPtr: usize): void {
+  memory.fill(linkBlock(entryPtr), 0, 8192);
 }
 
 /** Gives a UNIFORM entry of `level` a table of its own, one level of entries deep. */
@@ -672,16 +664,18 @@ export function expand(entryPtr: usize, level: i32): void {
   const leafLevel = leafLevelOf(entryPtr);
   const flags = flagsOf(entryPtr);
   const childLevel = level - 1;
-  linkTable(entryPtr);
-  const first = childPtr(entryPtr, 0);
-  if (leafLevel == childLevel) {
-    if ((flags & 1) == 0) return;
-    setLeaf(first, childLevel, flags);
-  } else {
-    setUniform(first, childLevel, leafLevel, flags);
+  const first = linkBlock(entryPtr);
+  if (leafLevel != childLevel) setUniform(first, childLevel, leafLevel, flags);
+  else if (flags & 1) setLeaf(first, childLevel, flags);
+  else setEmpty(first);
+  const low = load<u64>(first);
+  const high = load<u64>(first, 8);
+  for (let at: usize = ENTRY_BYTES; at < 512; at += ENTRY_BYTES) {
+    store<u64>(first + at, low);
+    store<u64>(first + at, high, 8);
   }
-  // Doubling copies: 16 bytes, 32, … 4,096.
-  for (let filled: usize = 16; filled < 8192; filled <<= 1) memory.copy(first + filled, first, filled);
+  // Doubling copies: 512 bytes, 1,024, 2,048, 4,096.
+  for (let filled: usize = 512; filled < 8192; filled <<= 1) memory.copy(first + filled, first, filled);
 }
 
 /** Folds a TABLE entry of `level` whose 512 entries are alike into a UNIFORM one. */

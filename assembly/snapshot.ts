@@ -78,10 +78,6 @@ export function snapshotRegion(index: u32): i32 {
     case 18:
       return region(<usize>ctl.stackBase2, <usize>ctl.stackCount2 * 4);
     case 19:
-      return region(<usize>ctl.stackBase3, <usize>ctl.stackCount3 * 4);
-    case 20:
-      return region(<usize>ctl.stackBase4, <usize>ctl.stackCount4 * 4);
-    case 21:
       return region(<usize>ctl.arenaBase, (<usize>ctl.arenaNext) << 6);
     default:
       return 0;

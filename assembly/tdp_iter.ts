@@ -12,6 +12,7 @@ import {
   childPtr,
   clearMarks,
   EMPTY,
+  ENTRY_BYTES,
   expand,
   flagsOf,
   fold,
@@ -149,7 +150,7 @@ function emitLeafTable(entryPtr: usize, base: u64, from: i32, to: i32): void {
   let before: u64 = 0;
   let runHead: u64 = 0;
   let runStart = 0;
-  memory.fill(EMIT_BEFORE, 0, 64);
+  for (let at = EMIT_BEFORE; at < EMIT_BEFORE + 64; at += 8) store<u64>(at, 0);
   for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
     const presentWord = valueWord(entryPtr, 0, word) & wordMask(word, from, to);
     const shifted = (presentWord << 1) | before;
@@ -305,7 +306,7 @@ function walkEntry(entryPtr: usize, level: i32, start: u64, end: u64): void {
   }
   if (level - 1 < minLevel) return;
   if (tag == LT) {
-    visit(1, start, end);
+    count(C_VISITED_L1, end - start);
     leafTable(entryPtr, start, end);
     return;
   }
@@ -321,11 +322,28 @@ function walkEntry(entryPtr: usize, level: i32, start: u64, end: u64): void {
   const pages = pagesOf(childLevel);
   let child = childPtr(entryPtr, indexAt(start, childLevel));
   let at = start;
+  if (childLevel == 2 && minLevel == 1 && op != WALK_ZAP_PASS) {
+    // Leaf tables side by side, which is nearly all there is to walk.
+    let visited: u64 = 0;
+    while (at < end) {
+      const next = min((at & ~511) + 512, end);
+      const tag = tagOf(child);
+      if (tag == LT) {
+        visited += next - at;
+        leafTable(child, at, next);
+      } else if (tag == LEAF) {
+        hugeLeaf(child, 2, at, next);
+      }
+      at = next;
+      child += ENTRY_BYTES;
+    }
+    count(C_VISITED_L1, visited);
+  }
   while (at < end) {
     const next = min((at & ~(pages - 1)) + pages, end);
     walkEntry(child, childLevel, at, next);
     at = next;
-    child += 16;
+    child += ENTRY_BYTES;
   }
   // A walk in pieces ends with the piece that reaches the end: what it gave tables of their own folds again.
   if (op != WALK_TEST && (end & (pagesOf(level) - 1)) == 0) fold(entryPtr, level);
@@ -338,6 +356,15 @@ function walkEntry(entryPtr: usize, level: i32, start: u64, end: u64): void {
 export function walkPiece(entryPtr: usize, level: i32, start: u64, end: u64, isResumed: bool): void {
   pieceStart = start;
   resumed = isResumed;
+  // Down to the last entry that holds the whole range. A range that ends where an entry of level 3 does may fold it.
+  if (!isResumed && (end & (pagesOf(3) - 1)) != 0) {
+    const differs = start ^ (end - 1);
+    while (tagOf(entryPtr) == TABLE && level > minLevel && differs >> (9 * (level - 2)) == 0) {
+      level--;
+      count(C_VISITED_L1 + level - 1, 1);
+      entryPtr = childPtr(entryPtr, indexAt(start, level));
+    }
+  }
   walkEntry(entryPtr, level, start, end);
 }
 

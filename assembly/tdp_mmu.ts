@@ -122,7 +122,8 @@ export const ROOTS_DIRECT: u32 = 1;
 export const ROOTS_MIRROR: u32 = 2;
 export const ROOTS_BOTH: u32 = 3;
 
-// Root, 64 bytes. used = 0 marks a free record. sequence orders roots by age; users counts the vCPUs that have it loaded.
+// Root, 64 bytes. used = 0 marks a free record. sequence orders roots by age, older is the next older one (index + 1, 0 =
+// none) of the list that begins at ctl.rootNewest; users counts the vCPUs that have it loaded.
 @unmanaged
 export class Root {
   entryLo: u64;
@@ -134,7 +135,7 @@ export class Root {
   sequence: u32;
   users: u32;
   zapped: u32;
-  pad0: u32;
+  older: u32;
   tables: u64;
   pad1: u64;
 }
@@ -163,25 +164,21 @@ export function maxGfnExclusive(bits: u64): u64 {
   return min((<u64>1) << (ctl.maxphyaddr - 12), ((<u64>1) << (9 * ctl.rootLevel)) - bits);
 }
 
-/** The newest root older than `before` (0 = the newest of all); null at the end. */
+/** The newest root older than `before` (0 = the newest of all); null at the end. What `before` names may be gone by now. */
 export function nextRoot(before: u32): Root | null {
-  let best: Root | null = null;
-  let bestSequence: u32 = 0;
-  for (let index: u32 = 0; index < ctl.rootHighWater; index++) {
-    const root = rootAt(index);
-    if (root.used == 0 || (before != 0 && root.sequence >= before)) continue;
-    if (best === null || root.sequence > bestSequence) {
-      best = root;
-      bestSequence = root.sequence;
-    }
+  let number = ctl.rootNewest;
+  while (number != 0) {
+    const root = rootAt(number - 1);
+    if (before == 0 || root.sequence < before) return root;
+    number = root.older;
   }
-  return best;
+  return null;
 }
 
 export function findRoot(kind: u32, asId: u32): Root | null {
-  for (let index: u32 = 0; index < ctl.rootHighWater; index++) {
-    const root = rootAt(index);
-    if (root.used != 0 && root.invalid == 0 && root.kind == kind && root.asId == asId) return root;
+  for (let number = ctl.rootNewest; number != 0; number = rootAt(number - 1).older) {
+    const root = rootAt(number - 1);
+    if (root.invalid == 0 && root.kind == kind && root.asId == asId) return root;
   }
   return null;
 }
@@ -200,6 +197,8 @@ export function allocRoot(kind: u32, asId: u32): Root | null {
     root.asId = asId;
     ctl.rootSequence++;
     root.sequence = ctl.rootSequence;
+    root.older = ctl.rootNewest;
+    ctl.rootNewest = index + 1;
     if (index >= ctl.rootHighWater) ctl.rootHighWater = index + 1;
     return root;
   }
@@ -211,6 +210,14 @@ export function putRoot(root: Root): void {
   if (root.invalid == 0 || root.zapped == 0 || root.users != 0) return;
   freeSubtree(entryOf(root), rootEntryLevel());
   root.used = 0;
+  const number = indexOf(root) + 1;
+  if (ctl.rootNewest == number) {
+    ctl.rootNewest = root.older;
+    return;
+  }
+  let newer = rootAt(ctl.rootNewest - 1);
+  while (newer.older != number) newer = rootAt(newer.older - 1);
+  newer.older = root.older;
 }
 
 function countLeafs(level: i32, by: i64): void {
@@ -262,11 +269,11 @@ export function wantScatteredWalks(asId: u32, startGfn: u64, endGfn: u64): void 
 /** Books what one piece of a walk did. Returns whether it changed anything. */
 function settle(root: Root, walkOp: u32): bool {
   const total = hits1 + hits2 + hits3;
+  ctl.walkHits += total;
   if (walkOp == WALK_ZAP || walkOp == WALK_ZAP_PASS) {
     if (total != 0) zapped(root, hits1, hits2, hits3, outside, accepted);
     if (tablesGone != 0) countTables(root, -(<i64>tablesGone));
   }
-  ctl.walkHits += total;
   return total != 0;
 }
 
@@ -308,10 +315,34 @@ function privateLeafsRemoved(leafs: u64, acceptedPages: u64): void {
 }
 
 /**
- * Walks [start, end) of `root` and does `walkOp` at each entry: in pieces where a budget or an injected yield asks for
- * them, else at once. `flush` says that a flush is owed before; returns whether one is owed after.
- * A yield flushes what is owed and starts again from the root at the entry it came to (R-MMU-3).
+ * Walks [start, end) of `root` and does `walkOp` at each entry, without a pause or a yield. `flush` says that a flush is
+ * owed before; returns whether one is owed after.
  */
+function walkAtOnce(
+  root: Root,
+  startGfn: u64,
+  endGfn: u64,
+  walkOp: u32,
+  need: u32,
+  clear: u32,
+  lowest: i32,
+  sharedMode: bool,
+  flush: bool,
+): bool {
+  const bits = keyBitsOf(root);
+  const stop = min(endGfn, maxGfnExclusive(bits));
+  ctl.walkHits = 0;
+  if (startGfn >= stop) return flush;
+  walkFor(walkOp, need, clear, 0, lowest, indexOf(root), root.asId, root.kind, bits, sharedMode);
+  walkPiece(entryOf(root), rootEntryLevel(), startGfn | bits, stop + bits, false);
+  if (settle(root, walkOp) && walkOp == WALK_ZAP && root.invalid == 0) {
+    ctl.flushOwed = 1;
+    return true;
+  }
+  return flush;
+}
+
+/** As walkAtOnce(), in pieces where a budget or an injected yield asks for them. */
 function walkRange(
   root: Root,
   startGfn: u64,
@@ -321,6 +352,24 @@ function walkRange(
   clear: u32,
   lowest: i32,
   canYield: bool,
+  sharedMode: bool,
+  flush: bool,
+): bool {
+  if (canYield && (ctl.yieldArmed != 0 || (ctl.budget < Infinity && ctl.paused == 0))) {
+    return walkInPieces(root, startGfn, endGfn, walkOp, need, clear, lowest, sharedMode, flush);
+  }
+  return walkAtOnce(root, startGfn, endGfn, walkOp, need, clear, lowest, sharedMode, flush);
+}
+
+/** A yield flushes what is owed and starts again from the root at the entry it came to (R-MMU-3). */
+function walkInPieces(
+  root: Root,
+  startGfn: u64,
+  endGfn: u64,
+  walkOp: u32,
+  need: u32,
+  clear: u32,
+  lowest: i32,
   sharedMode: bool,
   flush: bool,
 ): bool {
@@ -342,7 +391,7 @@ function walkRange(
     walkFor(walkOp, need, clear, 0, lowest, indexOf(root), root.asId, root.kind, bits, sharedMode);
     let end = stop;
     let yieldHere = false;
-    if (canYield && ctl.yieldArmed != 0) {
+    if (ctl.yieldArmed != 0) {
       const wanted = <u64>ctl.yieldGfn | bits;
       if (wanted >= at && wanted < stop) {
         const first = max(deepestEntry(entry, level, wanted), at);
@@ -353,7 +402,7 @@ function walkRange(
       }
     }
     let pauseHere = false;
-    if (canYield && ctl.budget < Infinity && ctl.paused == 0) {
+    if (ctl.budget < Infinity && ctl.paused == 0) {
       const cut = walkCut(entry, level, at, end, ctl.budget + carried, resumed);
       carried = cut == at ? ctl.budget + carried : 0;
       ctl.budget = cutLeft();
@@ -395,12 +444,12 @@ function walkRange(
  * Mirrors: tdp_mmu_zap_leafs()
  */
 export function tdpMmuZapLeafs(root: Root, startGfn: u64, endGfn: u64, canYield: bool, flush: bool): bool {
-  trace2(EV_ZAP_LEAFS, (canYield ? 1 : 0) | (flush ? 2 : 0), 0, startGfn, endGfn, 0);
+  if (ctl.traceOn != 0) trace2(EV_ZAP_LEAFS, (canYield ? 1 : 0) | (flush ? 2 : 0), 0, startGfn, endGfn, 0);
   flush = walkRange(root, startGfn, endGfn, WALK_ZAP, 0, 0, 1, canYield, false, flush);
   if (ctl.staleRecords != 0 && root.kind == ROOT_DIRECT) {
     treeSet(STALE_TREE, 7, startGfn, endGfn, 1, 0);
   }
-  trace(EV_ZAP_LEAFS_RET, flush ? 1 : 0, 0, 0);
+  if (ctl.traceOn != 0) trace(EV_ZAP_LEAFS_RET, flush ? 1 : 0, 0, 0);
   return flush;
 }
 
@@ -454,7 +503,7 @@ export function tdpMmuAge(kinds: u32, asId: u32, startGfn: u64, endGfn: u64, tes
       const walkOp = testOnly ? WALK_TEST : WALK_MODIFY;
       // 6.16 is content with the first young leaf.
       const stop = testOnly && ctl.profile == PROFILE_6_16 ? firstYoungEnd(root, startGfn, endGfn) : endGfn;
-      walkRange(root, startGfn, stop, walkOp, ACCESSED, ACCESSED, 1, false, false, false);
+      walkAtOnce(root, startGfn, stop, walkOp, ACCESSED, ACCESSED, 1, false, false);
       young += ctl.walkHits;
       if (stop != endGfn) return true;
     }
@@ -507,7 +556,7 @@ export function tdpMmuWrprotMask(asId: u32, gfn: u64, mask: u64): void {
         }
         end = min(gfn + after + 1, gfn + 64);
       }
-      walkRange(root, gfn + first, end, WALK_TEST, 0, 0, 1, false, false, false);
+      walkAtOnce(root, gfn + first, end, WALK_TEST, 0, 0, 1, false, false);
       let bit = first;
       while (bit <= last) {
         // A word of a slot that is not aligned to 64 may reach into a second table.
@@ -531,7 +580,7 @@ export function tdpMmuWrprotMask(asId: u32, gfn: u64, mask: u64): void {
 function walkUncounted(root: Root, startGfn: u64, endGfn: u64, need: u32, clear: u32): void {
   const visited = COUNTERS_BASE + ((<usize>C_VISITED_L1) << 3);
   memory.copy(VISITED_SAVE, visited, 5 * 8);
-  walkRange(root, startGfn, endGfn, WALK_MODIFY, need, clear, 1, false, false, false);
+  walkAtOnce(root, startGfn, endGfn, WALK_MODIFY, need, clear, 1, false, false);
   count(C_LEAFS_WRITE_PROTECTED, ctl.walkHits);
   memory.copy(visited, VISITED_SAVE, 5 * 8);
 }
@@ -548,7 +597,7 @@ export function tdpMmuWriteProtectGfn(asId: u32, gfn: u64, lowest: i32): void {
       tdpMmuWalk(root, gfn);
       const hit = (atFlags & PRESENT) != 0 && atLevel >= lowest && (atFlags & (WRITABLE | MMU_WRITABLE)) != 0;
       const walkOp = hit ? WALK_MODIFY : WALK_TEST;
-      walkRange(root, gfn, gfn + 1, walkOp, 0, WRITABLE | MMU_WRITABLE, lowest, false, false, false);
+      walkAtOnce(root, gfn, gfn + 1, walkOp, 0, WRITABLE | MMU_WRITABLE, lowest, false, false);
       if (hit) count(C_LEAFS_WRITE_PROTECTED, 1);
     }
     root = nextRoot(root.sequence);
@@ -823,7 +872,7 @@ export function tdpMmuMap(root: Root, gfn: u64, level: i32, flags: u32, nxLevel:
   const bits = keyBitsOf(root);
   const key = (gfn & ~(pagesOf(level) - 1)) | bits;
   tdpMmuCountFault(level);
-  treeAt(entryOf(root), rootEntryLevel(), key);
+  treeLook(entryOf(root), rootEntryLevel(), key);
   const sideCode = level == 1 ? tdpMmuSideCode(root, gfn) : 0;
   const sameLevel = atLevel == level && (atTag != UNIFORM || leafLevelOf(atEntry) == level);
   mappedOldFlags = sameLevel ? atFlags : 0;
@@ -836,7 +885,7 @@ export function tdpMmuMap(root: Root, gfn: u64, level: i32, flags: u32, nxLevel:
   if (oldLeaf && atFlags == after) return RET_PF_SPURIOUS;
   // Leaf to leaf keeps the pfn: a leaf of the other kind has another backing.
   if (oldLeaf && root.kind == ROOT_DIRECT && ((atFlags ^ after) & KIND) != 0) return RET_PF_BUG;
-  const entry = pathTo(root, key, level, nxLevel);
+  const entry = atTag == LT && level == 1 ? atEntry : pathTo(root, key, level, nxLevel);
   if (level == 1) {
     const index = <i32>(key & 511);
     // A split on the way here changed what stands at the entry.
@@ -968,7 +1017,7 @@ export function tdpMmuSetSpte(kinds: u32, asId: u32, gfn: u64, writable: bool): 
       tdpMmuWalk(root, gfn);
       const flags = atFlags;
       const hit = (flags & PRESENT) != 0 && atLevel == 1;
-      walkRange(root, gfn, gfn + 1, hit ? WALK_ZAP : WALK_TEST, 0, 0, 1, false, false, false);
+      walkAtOnce(root, gfn, gfn + 1, hit ? WALK_ZAP : WALK_TEST, 0, 0, 1, false, false);
       if (hit) {
         flush = true;
         if (!writable) {

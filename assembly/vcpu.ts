@@ -314,7 +314,7 @@ export function vcpuAccess(index: u32, gfn: u64, access: u32, privateMode: u32, 
       canonical = gfn & ~direct;
     }
     // Whole runs first: touching the first page of one alone would make it differ from the others.
-    if (strideGfns == 1 && enterGuest(vcpu) == 0) {
+    if (strideGfns == 1 && accesses - done > 1 && enterGuest(vcpu) == 0) {
       const alike = touchRun(vcpu, canonical, accesses - done, access, mode);
       done += <f64>alike;
       gfn += alike;

@@ -41,7 +41,7 @@ import { vcpuAt } from './vcpus';
 import { ONLY_PRIVATE, ONLY_SHARED, vendorLeafsZapped } from './vendor';
 
 /** Written by vmCreate() first: a snapshot of another layout is refused by it. */
-export const LAYOUT_VERSION: u32 = 1;
+export const LAYOUT_VERSION: u32 = 2;
 const MAGIC: u32 = 0x74707365;
 
 function alignUp(value: u64, to: u64): u64 {
@@ -93,17 +93,13 @@ export function vmCreate(
   ctl.invEnd = ~(<u64>0);
   let at = alignUp(RING_BASE + <u64>ringRecords * TRACE_RECORD_BYTES, 65536);
   if (at >= <u64>memoryBytes) return STATUS_CAPACITY;
-  // A block of 64 bytes needs 4 bytes of the first stack, 2 of the second, …: 8 bytes in all, at most.
-  const blocks = (<u64>memoryBytes - at) / 72;
+  // A block of 64 bytes needs 4 bytes of the first stack, 1 of the second, a 32nd of the third: less than 6 in all.
+  const blocks = (<u64>memoryBytes - at) / 70;
   ctl.stackBase0 = <u32>at;
   at += blocks * 4;
   ctl.stackBase1 = <u32>at;
-  at += blocks * 2;
+  at += blocks + 4;
   ctl.stackBase2 = <u32>at;
-  at += blocks;
-  ctl.stackBase3 = <u32>at;
-  at += blocks / 2 + 4;
-  ctl.stackBase4 = <u32>at;
   at = alignUp(at + (blocks / 128 + 1) * 4, 65536);
   if (at + 65536 > <u64>memoryBytes) return STATUS_CAPACITY;
   ctl.arenaBase = <u32>at;

@@ -141,7 +141,9 @@ function entryText(address: number, bits: string[]): string {
   const sums = [`present ${counts & 1023}`];
   if (bits === SPTE_BITS) sums.push(`accessed ${(counts >>> 10) & 1023}`);
   if ((counts >>> 20) & 1023) sums.push(`side ${(counts >>> 20) & 1023}`);
-  const where = planes === 0 ? 'no planes' : `planes ${flagsText(planes, bits)} at block ${u32(address + 4)}`;
+  const groups = [planes & 15 && `at block ${u32(address + 4)}`, planes >>> 4 && `at block2 ${u32(address + 12)}`];
+  const where =
+    planes === 0 ? 'no planes' : `planes ${flagsText(planes, bits)} ${groups.filter((text) => text !== 0).join(', ')}`;
   return `LT flags ${flagsText(flags & ~planes, bits)}; ${where}; ${sums.join(', ')}`;
 }
 
@@ -158,13 +160,14 @@ function labelTree(owner: string, address: number, level: number, bits: string[]
       labelTree(`${tree} L${level - 1}[${index}]`, table + index * 16, level - 1, bits);
     }
   } else if ((descriptor & 7) === 3 && descriptor >>> 24 !== 0) {
-    let plane = blockAddress(u32(address + 4));
     for (let bit = 0; bit < 8; bit++) {
-      if (((descriptor >>> (24 + bit)) & 1) === 0) continue;
+      const group = (descriptor >>> (24 + (bit & 4))) & 15;
+      if (((group >>> (bit & 3)) & 1) === 0) continue;
+      const isSingle = (group & (group - 1)) === 0;
+      const plane = blockAddress(u32(address + (bit < 4 ? 4 : 12))) + (isSingle ? 0 : (bit & 3) * 64);
       for (let line = 0; line < 4; line++) {
         label(plane + line * 16, `${tree} plane ${bits[bit]}, keys ${line * 128} to ${line * 128 + 127}`);
       }
-      plane += 64;
     }
   }
 }
@@ -224,7 +227,7 @@ for (let record = 0; record < u32(controlAt('traceCount')); record++) {
 const FREE_STACKS = 16;
 for (let sizeClass = 0; sizeClass < layout.CLASS_COUNT!; sizeClass++) {
   const stack = used[FREE_STACKS + sizeClass]!;
-  const blocks = sizeClass === layout.CLASS_UPPER ? layout.UPPER_BLOCKS! : 2 ** sizeClass;
+  const blocks = [1, layout.QUAD_BLOCKS!, layout.UPPER_BLOCKS!][sizeClass]!;
   for (let offset = 0; offset < stack.bytes; offset += 4) {
     const block = u32(stack.start + offset);
     label(stack.start + offset, `block ${block}`);
@@ -308,9 +311,9 @@ function regionTable(): string {
     `${hexOf(layout.RING_BASE!)}  ${'RING'.padEnd(10)}  ${'chosen'.padStart(8)}  trace records of ${layout.TRACE_RECORD_BYTES}, at most traceRecords of them`,
   );
   lines.push(
-    `${'…'.padEnd(10)}  ${'STACKS'.padEnd(10)}  ${'1/9'.padStart(8)}  free blocks, one stack for each of ${layout.CLASS_COUNT} sizes (of what the ring leaves)`,
+    `${'…'.padEnd(10)}  ${'STACKS'.padEnd(10)}  ${'1/14'.padStart(8)}  free blocks, one stack for each of ${layout.CLASS_COUNT} sizes (of what the ring leaves)`,
   );
-  lines.push(`${'…'.padEnd(10)}  ${'ARENA'.padEnd(10)}  ${'8/9'.padStart(8)}  tables and planes, in blocks of 64`);
+  lines.push(`${'…'.padEnd(10)}  ${'ARENA'.padEnd(10)}  ${'13/14'.padStart(8)}  tables and planes, in blocks of 64`);
   return ['```text', 'address     region          bytes  what', ...lines, '```'].join('\n');
 }
 

@@ -715,7 +715,7 @@ export class Vm {
       const finish = (status: number) => check(status, method, { ...range }) === 1;
       return this.operate('abiGfnRange', values, GATE_OPERATION, finish, method);
     }
-    this.#enter(GATE_OPERATION, method);
+    if (this.#fault !== undefined) throw this.#fault;
     let status: number;
     try {
       status = this.#gfnRangeCall(call, asId, slot, start, end, argLow, argHigh, selector);
@@ -739,7 +739,7 @@ export class Vm {
     if (this.#stepping) {
       return this.operate('abiAccess', [vcpu, gfn, kind, mode, count, stride], GATE_VCPU, finish, 'access');
     }
-    this.#enter(GATE_VCPU, 'access');
+    if (this.#fault !== undefined) throw this.#fault;
     let status: number;
     try {
       status = this.#accessCall(vcpu, gfn, kind, mode, count, stride);

@@ -85,7 +85,8 @@ describe('a leaf table', () => {
     vm.unmapGfnRange({ slot: 0, start: 100, end: 200 });
     expect(vm.memoryUsed).toBe(one);
     vm.ageGfn({ slot: 0, start: 300, end: 310 });
-    expect(vm.memoryUsed - one).toBeLessThanOrEqual(4 * PLANE);
+    // One block of four planes; the single plane it replaces is free: 4 bytes on its stack.
+    expect(vm.memoryUsed - one).toBeLessThanOrEqual(4 * PLANE + 4);
     expect(vm.memoryUsed).toBeGreaterThan(one);
   });
 
