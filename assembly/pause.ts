@@ -1,6 +1,6 @@
-// Where an operation may pause. The engine is compiled so that a pause unwinds the stack into PAUSE_BASE and returns to
-// the caller of the export; vmResume() rewinds it (Binaryen's asyncify). A paused operation is bytes in memory like all
-// other state: it survives a snapshot.
+// Where an operation may pause. A second build of the engine is made so that a pause unwinds the stack into PAUSE_BASE and
+// returns to the caller of the export, and calling it again rewinds (Binaryen's asyncify); the first build never pauses.
+// A paused operation is bytes in memory like all other state: it survives a snapshot.
 //
 // A pause is no yield: no lock is dropped, nothing is flushed or walked again.
 

@@ -1,4 +1,5 @@
-// Builds dist/: the engine (asc, then Binaryen's asyncify), the scenarios, the API (tsc) and the CLI (esbuild).
+// Builds dist/: the engine (asc; Binaryen's asyncify for the build that can pause), the scenarios, the API (tsc) and the
+// CLI (esbuild).
 // Usage: node scripts/run.mjs build [engine] [--force]
 //
 // Each part is skipped when no file it reads has changed since it was last built.
@@ -53,7 +54,7 @@ const always = ['package-lock.json', 'scripts/build.ts'];
 const parts = {
   engine: {
     inputs: [...always, 'asconfig.json', 'assembly'],
-    outputs: ['dist/eptsim.wasm', 'dist/eptsim.debug.wasm'],
+    outputs: ['dist/eptsim.wasm', 'dist/eptsim.steps.wasm', 'dist/eptsim.debug.wasm'],
     build: buildEngine,
   },
   scenarios: {
@@ -176,21 +177,23 @@ async function compile(entry: string, target: 'debug' | 'release'): Promise<Uint
 }
 
 /**
- * Lets env.pause, and no other import, suspend the engine in the middle of a call (Binaryen's asyncify), then
- * optimises again: asyncify leaves much behind that the optimiser removes.
+ * Optimises once more. With `canPause` lets env.pause, and no other import, suspend the engine in the middle of a call
+ * (Binaryen's asyncify), which leaves much behind that the optimiser removes.
  */
-function asyncify(wasm: Uint8Array, target: 'debug' | 'release'): Uint8Array {
+function finish(wasm: Uint8Array, target: 'debug' | 'release', canPause: boolean): Uint8Array {
   const bits = enabledFeatures(target).reduce((all, name) => all | optionalFeatures[name]!.bit, defaultFeatures);
   const module = binaryen.readBinaryWithFeatures(wasm, bits);
   try {
     binaryen.setDebugInfo(target === 'debug');
     binaryen.setOptimizeLevel(target === 'release' ? 3 : 1);
     binaryen.setShrinkLevel(0);
-    binaryen.setPassArgument('asyncify-imports', 'env.pause');
-    binaryen.setPassArgument('asyncify-ignore-indirect', '1');
-    module.runPasses(['asyncify']);
+    if (canPause) {
+      binaryen.setPassArgument('asyncify-imports', 'env.pause');
+      binaryen.setPassArgument('asyncify-ignore-indirect', '1');
+      module.runPasses(['asyncify']);
+    }
     module.optimize();
-    if (!module.validate()) throw new BuildError(`the ${target} module is not valid after asyncify`);
+    if (!module.validate()) throw new BuildError(`the ${target} module is not valid after Binaryen's passes`);
     return module.emitBinary();
   } finally {
     module.dispose();
@@ -228,7 +231,7 @@ function dataSegments(wasm: Uint8Array): [start: number, end: number][] {
   return segments;
 }
 
-async function checkEngine(wasm: Uint8Array, target: 'debug' | 'release'): Promise<void> {
+async function checkEngine(wasm: Uint8Array, target: 'debug' | 'release', canPause: boolean): Promise<void> {
   const module = await WebAssembly.compile(wasm as BufferSource);
   const imports = WebAssembly.Module.imports(module).map((entry) => `${entry.module}.${entry.name}`);
   const surplus = imports.filter((name) => !allowedImports[target].includes(name));
@@ -251,20 +254,23 @@ async function checkEngine(wasm: Uint8Array, target: 'debug' | 'release'): Promi
     'asyncify_start_rewind',
     'asyncify_stop_rewind',
   ]) {
-    if (!names.includes(name)) throw new BuildError(`the ${target} engine does not export ${name}`);
+    if (names.includes(name) !== canPause) {
+      throw new BuildError(`the ${target} engine ${canPause ? 'does not export' : 'exports'} ${name}`);
+    }
   }
 }
 
 async function buildEngine(): Promise<void> {
   const debugEntry = existsSync(at('assembly/index.debug.ts')) ? 'assembly/index.debug.ts' : 'assembly/index.ts';
-  for (const [entry, target, outFile] of [
-    [debugEntry, 'debug', 'dist/eptsim.debug.wasm'],
-    ['assembly/index.ts', 'release', 'dist/eptsim.wasm'],
-  ] as const) {
-    const wasm = asyncify(await compile(entry, target), target);
-    await checkEngine(wasm, target);
+  const put = async (asc: Uint8Array, target: 'debug' | 'release', canPause: boolean, outFile: string) => {
+    const wasm = finish(asc, target, canPause);
+    await checkEngine(wasm, target, canPause);
     writeWhole(outFile, wasm);
-  }
+  };
+  await put(await compile(debugEntry, 'debug'), 'debug', true, 'dist/eptsim.debug.wasm');
+  const release = await compile('assembly/index.ts', 'release');
+  await put(release, 'release', false, 'dist/eptsim.wasm');
+  await put(release, 'release', true, 'dist/eptsim.steps.wasm');
 }
 
 // --- The scenarios -----------------------------------------------------------------------------------------------

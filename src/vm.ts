@@ -10,11 +10,20 @@ import {
   OPTIONS,
   PAUSE_BUDGET,
   PAUSING_CALLS,
+  type PausableExports,
   type PausingCall,
   STOP_POINTS,
   type StopPoint,
 } from './engine/exports.ts';
-import { compileEngine, compileEngineSync, instantiate, type WasmSource } from './engine/load.ts';
+import {
+  compileEngine,
+  compileEngineSync,
+  compileStepsSync,
+  instantiate,
+  instantiateOver,
+  prepareSteps,
+  type WasmSource,
+} from './engine/load.ts';
 import {
   check,
   EngineFault,
@@ -75,12 +84,17 @@ export interface CreateVmOptions {
   traceRecords?: number;
   /** The engine, where the shipped file cannot be found. */
   wasm?: WasmSource;
+  /** The engine's second build, which steps() runs on, where the shipped file cannot be found (eptsim.steps.wasm). */
+  stepsWasm?: WasmSource;
   /** The debug build of the engine: the same with assertions. */
   debug?: boolean;
 }
 
 export type ResolvedOptions = Readonly<
-  Required<Omit<CreateVmOptions, 'wasm' | 'quirks' | 'memory'>> & { memory: bigint; quirks: { slotZapAll: boolean } }
+  Required<Omit<CreateVmOptions, 'wasm' | 'stepsWasm' | 'quirks' | 'memory'>> & {
+    memory: bigint;
+    quirks: { slotZapAll: boolean };
+  }
 >;
 
 const OWN_FORM: Readonly<Record<KernelProfile, FilterForm>> = {
@@ -180,13 +194,19 @@ function memoryBytes(options: ResolvedOptions): number {
  */
 export async function createVm(options: CreateVmOptions): Promise<Vm> {
   const resolved = resolve(options);
-  return new Vm(resolved, await compileEngine(options.wasm, resolved.debug));
+  const [module, steps] = await Promise.all([
+    compileEngine(options.wasm, resolved.debug),
+    prepareSteps(options.stepsWasm, options.wasm !== undefined, resolved.debug),
+  ]);
+  return new Vm(resolved, module, () => steps ?? compileStepsSync(undefined));
 }
 
 /** As createVm(), at once. In a browser the engine must be at hand: after one createVm(), or as `wasm`. */
 export function createVmSync(options: CreateVmOptions): Vm {
   const resolved = resolve(options);
-  return new Vm(resolved, compileEngineSync(options.wasm, resolved.debug));
+  const module = compileEngineSync(options.wasm, resolved.debug);
+  const steps = options.stepsWasm === undefined ? undefined : compileStepsSync(options.stepsWasm);
+  return new Vm(resolved, module, () => steps ?? compileStepsSync(undefined));
 }
 
 export interface MemoryRegion {
@@ -244,6 +264,9 @@ export class Vm {
   readonly vcpus: readonly Vcpu[];
   readonly host: HostMemory;
   readonly #wasm: EngineExports;
+  /** The build that can pause, over the same memory; made when it is first needed. */
+  #pausable: PausableExports | undefined;
+  readonly #compileSteps: () => WebAssembly.Module;
   readonly #memory: WebAssembly.Memory;
   readonly #words: Uint32Array;
   readonly #doubles: Float64Array;
@@ -260,12 +283,15 @@ export class Vm {
   #restores = 0;
 
   /** @internal Use createVm(). */
-  constructor(options: ResolvedOptions, module: WebAssembly.Module) {
+  constructor(options: ResolvedOptions, module: WebAssembly.Module, compileSteps: () => WebAssembly.Module) {
     this.options = options;
     this.#ownRoot = options.type === 'tdx' ? 'mirror' : 'direct';
     const bytes = memoryBytes(options);
     const { exports, memory } = instantiate(module, bytes, () => this.#onPause());
     this.#wasm = exports;
+    // The debug build can pause itself.
+    if ('asyncify_get_state' in exports) this.#pausable = exports as PausableExports;
+    this.#compileSteps = compileSteps;
     this.#memory = memory;
     this.#words = new Uint32Array(memory.buffer);
     this.#doubles = new Float64Array(memory.buffer);
@@ -304,9 +330,20 @@ export class Vm {
   // --- Calling the engine ----------------------------------------------------------------------------------------------
 
   #onPause(): void {
-    const wasm = this.#wasm;
+    const wasm = this.#pausable;
+    if (wasm === undefined) throw new Error('a pause outside steps()');
     if (wasm.asyncify_get_state() === 2) wasm.asyncify_stop_rewind();
     else wasm.asyncify_start_unwind(wasm.PAUSE_BASE.value);
+  }
+
+  #pausableEngine(): PausableExports {
+    if (this.#pausable !== undefined) return this.#pausable;
+    const exports = instantiateOver(this.#compileSteps(), this.#memory, () => this.#onPause()) as PausableExports;
+    if (!('asyncify_get_state' in exports) || exports.LAYOUT_HASH.value !== this.#wasm.LAYOUT_HASH.value) {
+      throw new Error('stepsWasm is not the build that can pause of the same engine');
+    }
+    this.#pausable = exports;
+    return exports;
   }
 
   /** Runs `call`; anything it throws is our fault and ends the VM. */
@@ -335,18 +372,19 @@ export class Vm {
    * `gate` says what may pass while an operation is paused; `method` names the call in errors.
    */
   operate<T>(
-    call: Exclude<keyof EngineExports, `asyncify_${string}` | `CONTROL_${string}` | `${string}_B${string}`>,
+    call: Exclude<keyof EngineExports, `CONTROL_${string}` | `${string}_B${string}`>,
     args: readonly number[],
     gate: number,
     finish: (status: number) => T,
     method: string = METHOD_NAMES[call] ?? call,
   ): T {
-    const wasm = this.#wasm;
     this.#enter(gate, method);
     const pausing = this.#stepping ? (PAUSING_CALLS as readonly string[]).indexOf(call) : -1;
-    if (pausing >= 0) this.#words[wasm.CONTROL_AT_OPERATION.value >>> 2] = pausing;
+    if (pausing < 0) return finish(this.#run(() => (this.#wasm[call] as (...values: number[]) => number)(...args)));
+    const wasm = this.#pausableEngine();
+    this.#words[wasm.CONTROL_AT_OPERATION.value >>> 2] = pausing;
     const result = this.#run(() => (wasm[call] as (...values: number[]) => number)(...args));
-    if (pausing >= 0 && wasm.asyncify_get_state() === 1) {
+    if (wasm.asyncify_get_state() === 1) {
       wasm.asyncify_stop_unwind();
       throw new PauseSignal(call as PausingCall, finish);
     }
@@ -359,7 +397,7 @@ export class Vm {
   }
 
   #resume(): { paused: true } | { paused: false; status: number } {
-    const wasm = this.#wasm;
+    const wasm = this.#pausableEngine();
     const call = PAUSING_CALLS[this.#words[wasm.CONTROL_AT_OPERATION.value >>> 2]];
     wasm.asyncify_start_rewind(wasm.PAUSE_BASE.value);
     const status = this.#run(() => (wasm[call] as () => number)());

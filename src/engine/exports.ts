@@ -64,11 +64,6 @@ export interface EngineExports {
   inspectSptes: Call;
   vmCheck: Call;
   staleSharedLeafs: Call;
-  asyncify_start_unwind(data: number): void;
-  asyncify_stop_unwind(): void;
-  asyncify_start_rewind(data: number): void;
-  asyncify_stop_rewind(): void;
-  asyncify_get_state(): number;
   CONTROL_AT_TRACE_COUNT: Global;
   CONTROL_AT_TRACE_DROPPED: Global;
   CONTROL_AT_PAUSED: Global;
@@ -103,6 +98,15 @@ export interface EngineExports {
   ROOT_BYTES: Global;
   GMEM_BASE: Global;
   GMEM_BYTES: Global;
+}
+
+/** What the build that can pause has beside (Binaryen's asyncify). */
+export interface PausableExports extends EngineExports {
+  asyncify_start_unwind(data: number): void;
+  asyncify_stop_unwind(): void;
+  asyncify_start_rewind(data: number): void;
+  asyncify_stop_rewind(): void;
+  asyncify_get_state(): number;
 }
 
 /**

@@ -5,16 +5,19 @@ import type { EngineExports } from './exports.ts';
 export type WasmSource = WebAssembly.Module | BufferSource | Response | URL;
 
 const shipped = new URL('../eptsim.wasm', import.meta.url);
+const shippedSteps = new URL('../eptsim.steps.wasm', import.meta.url);
 const shippedDebug = new URL('../eptsim.debug.wasm', import.meta.url);
 // Run from src/ (tests, tools), the build stands beside it.
 const fromSource = /\/src\/engine\/load\.ts/.test(import.meta.url);
-const urlOf = (debug: boolean): URL => {
-  const built = debug ? shippedDebug : shipped;
-  return fromSource ? new URL(`../../dist/${debug ? 'eptsim.debug.wasm' : 'eptsim.wasm'}`, import.meta.url) : built;
-};
+const shippedFiles = { release: shipped, steps: shippedSteps, debug: shippedDebug };
+type Build = keyof typeof shippedFiles;
+const urlOf = (build: Build): URL =>
+  fromSource
+    ? new URL(`../../dist/${build === 'release' ? 'eptsim.wasm' : `eptsim.${build}.wasm`}`, import.meta.url)
+    : shippedFiles[build];
 
-const compiled: { release?: WebAssembly.Module; debug?: WebAssembly.Module } = {};
-const cacheKey = (debug: boolean) => (debug ? 'debug' : 'release') as 'debug' | 'release';
+const compiled: Partial<Record<Build, WebAssembly.Module>> = {};
+const buildOf = (debug: boolean): Build => (debug ? 'debug' : 'release');
 
 interface NodeFs {
   readFileSync(path: URL): Uint8Array<ArrayBuffer>;
@@ -29,9 +32,9 @@ function nodeFs(): NodeFs | undefined {
 export async function compileEngine(source: WasmSource | undefined, debug: boolean): Promise<WebAssembly.Module> {
   if (source instanceof WebAssembly.Module) return source;
   if (source === undefined) {
-    const key = cacheKey(debug);
-    compiled[key] ??= await compileFrom(urlOf(debug));
-    return compiled[key];
+    const build = buildOf(debug);
+    compiled[build] ??= await compileFrom(urlOf(build));
+    return compiled[build];
   }
   if (typeof Response !== 'undefined' && source instanceof Response) return compileResponse(source);
   if (source instanceof URL) return compileFrom(source);
@@ -60,22 +63,49 @@ function compileBytes(bytes: unknown): Promise<WebAssembly.Module> {
 export function compileEngineSync(source: WasmSource | undefined, debug: boolean): WebAssembly.Module {
   if (source instanceof WebAssembly.Module) return source;
   if (source === undefined) {
-    const key = cacheKey(debug);
-    compiled[key] ??= compileFile(urlOf(debug));
-    return compiled[key];
+    const build = buildOf(debug);
+    compiled[build] ??= compileFile(urlOf(build), 'createVmSync() cannot load the engine here', 'wasm');
+    return compiled[build];
   }
-  if (source instanceof URL) return compileFile(source);
-  if (source instanceof ArrayBuffer || ArrayBuffer.isView(source))
-    return new WebAssembly.Module(source as BufferSource);
-  throw new TypeError('createVmSync() takes wasm as a module, bytes or a file: URL; createVm() takes the rest');
+  return compileAtOnce(source, 'wasm');
 }
 
-function compileFile(url: URL): WebAssembly.Module {
+function compileAtOnce(source: WasmSource, option: string): WebAssembly.Module {
+  if (source instanceof URL) return compileFile(source, `createVmSync() cannot load ${source}`, option);
+  if (source instanceof ArrayBuffer || ArrayBuffer.isView(source))
+    return new WebAssembly.Module(source as BufferSource);
+  throw new TypeError(`createVmSync() takes ${option} as a module, bytes or a file: URL; createVm() takes the rest`);
+}
+
+function compileFile(url: URL, why: string, option: string): WebAssembly.Module {
   const fs = url.protocol === 'file:' ? nodeFs() : undefined;
-  if (fs === undefined) {
-    throw new Error('createVmSync() cannot load the engine here: await createVm() once, or pass `wasm`');
-  }
+  if (fs === undefined) throw new Error(`${why}: await createVm() once, or pass \`${option}\``);
   return new WebAssembly.Module(fs.readFileSync(url));
+}
+
+// --- The build that can pause ----------------------------------------------------------------------------------------
+//
+// Operations in pieces run on a second build: the same code, made able to stop in the middle of a call, a third larger and
+// a fifth slower. It works on the same memory; a VM takes it when it first needs it.
+
+/** What must be at hand before: all of it where files cannot be read later, unless the caller brings its own engine. */
+export async function prepareSteps(
+  source: WasmSource | undefined,
+  ownEngine: boolean,
+  debug: boolean,
+): Promise<WebAssembly.Module | undefined> {
+  if (source !== undefined) return compileEngine(source, false);
+  if (debug || ownEngine || urlOf('steps').protocol === 'file:') return undefined;
+  compiled.steps ??= await compileFrom(urlOf('steps'));
+  return compiled.steps;
+}
+
+/** As prepareSteps(), at once, when it is needed. */
+export function compileStepsSync(source: WasmSource | undefined): WebAssembly.Module {
+  if (source instanceof WebAssembly.Module) return source;
+  if (source !== undefined) return compileAtOnce(source, 'stepsWasm');
+  compiled.steps ??= compileFile(urlOf('steps'), 'steps() cannot load the build that can pause', 'stepsWasm');
+  return compiled.steps;
 }
 
 const PAGE_BYTES = 65536;
@@ -88,6 +118,15 @@ export function instantiate(
 ): { exports: EngineExports; memory: WebAssembly.Memory } {
   const pages = Math.ceil(bytes / PAGE_BYTES);
   const memory = new WebAssembly.Memory({ initial: pages, maximum: pages });
+  return { exports: instantiateOver(module, memory, onPause), memory };
+}
+
+/** An instance that works on `memory`. */
+export function instantiateOver(
+  module: WebAssembly.Module,
+  memory: WebAssembly.Memory,
+  onPause: () => void,
+): EngineExports {
   const text = (ptr: number) => {
     const words = new Uint16Array(memory.buffer, ptr, new Uint32Array(memory.buffer)[(ptr >>> 2) - 1] >>> 1);
     return String.fromCharCode(...words);
@@ -101,5 +140,5 @@ export function instantiate(
       },
     },
   });
-  return { exports: instance.exports as unknown as EngineExports, memory };
+  return instance.exports as unknown as EngineExports;
 }

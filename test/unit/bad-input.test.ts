@@ -666,6 +666,7 @@ describe('createVm() and createVmSync()', () => {
         ['traceRecords', 1n, /^traceRecords is 1: it must be a number/],
         ['wasm', 7, /wasm/],
         ['wasm', 'dist/eptsim.wasm', /wasm/],
+        ['stepsWasm', 7, /wasm/i],
       ] as const
     ).map(([name, value, message]): [string, unknown, RegExp] => [
       `${name} ${typeof value === 'object' ? JSON.stringify(value) : String(value)}`,

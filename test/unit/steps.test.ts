@@ -1,7 +1,8 @@
 // An operation in pieces: equal to one run, seen from outside between its pieces, and never left half done.
 
+import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
-import { KvmError, type Pause, type StopPoint, type Vm } from '../../src/index.ts';
+import { createVm, createVmSync, KvmError, type Pause, type StopPoint, type Vm } from '../../src/index.ts';
 import { eventLines } from '../support/events.ts';
 import { makeVm, PAGE } from '../support/make-vm.ts';
 import { FIRST, FIRST_PAGES, hvaOf, prepared, SECOND } from '../support/prepared-vm.ts';
@@ -269,5 +270,34 @@ describe('yieldAt()', () => {
     vm.vcpus[0].access({ gpa: 0, kind: 'write', count: 1024 });
     vm.unmapGfnRange({ slot: 0, start: 0, end: 512 });
     expect(vm.stats().yields).toBe(before + 1);
+  });
+});
+
+describe('the build that can pause', () => {
+  const bytesOf = (name: string) => readFileSync(`dist/${name}`);
+  const memory = 512 * PAGE;
+  const piecesOf = (vm: Vm) => {
+    vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memorySize: memory, userspaceAddr: hvaOf(0) });
+    vm.host.mmap({ kind: 'shmem', hva: hvaOf(0), length: memory });
+    vm.vcpus[0].access({ gpa: 0, kind: 'write', size: memory });
+    return [...vm.steps({ budget: 100 }, () => vm.unmapGfnRange({ slot: 0, start: 0, end: 512 }))].length;
+  };
+
+  test('is found beside the engine, or given', async () => {
+    const options = { memory, wasm: bytesOf('eptsim.wasm') };
+    const stepsWasm = bytesOf('eptsim.steps.wasm');
+    const one = piecesOf(createVmSync({ memory }));
+    expect(one).toBe(5);
+    expect(piecesOf(createVmSync(options))).toBe(one);
+    expect(piecesOf(createVmSync({ ...options, stepsWasm }))).toBe(one);
+    expect(piecesOf(await createVm({ ...options, stepsWasm: new WebAssembly.Module(stepsWasm) }))).toBe(one);
+    // It may also be the only one.
+    expect(piecesOf(createVmSync({ memory, wasm: stepsWasm }))).toBe(one);
+  });
+
+  test('is refused where it cannot pause', () => {
+    const vm = createVmSync({ memory, stepsWasm: bytesOf('eptsim.wasm') });
+    expect(() => piecesOf(vm)).toThrow('stepsWasm is not the build that can pause of the same engine');
+    expect(vm.unmapGfnRange({ slot: 0, start: 0, end: 512 })).toBe(true);
   });
 });
