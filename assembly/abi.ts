@@ -2,7 +2,7 @@
 // double could not hold it; gfns and counts come as f64. The two calls that are made most pass their gate here; for the
 // others src/vm.ts asks it first.
 
-import { counter as counterValue, ctl, PROFILE_RFC_V4 } from './control';
+import { counter as counterValue, ctl, PROFILE_RFC_V4, SEAMCALL_STATUS_BASE, VM_TDX } from './control';
 import { clearDirtyLog, dirtyRuns, getDirtyLogCheck, getDirtyLogProtect } from './dirty_log';
 import { gmemCreate, gmemFallocate, gmemMemoryError } from './guest_memfd';
 import {
@@ -32,10 +32,14 @@ import {
   mmuNotifierTestAge,
   wantEvent,
 } from './notifier';
-import { reserveWanted, wantNothing } from './page_table';
+import { reserveFault } from './page_fault';
+import { atLevel, reserveWanted, wantNothing } from './page_table';
 import { GATE_OPERATION, GATE_VCPU, gate } from './pause';
 import { EINVAL, EOPNOTSUPP, STATUS_CAPACITY } from './status';
-import { vcpuAccept, vcpuAccess, vcpuBeginFault, vcpuPreFaultMemory, vcpuSetAddressSpace } from './vcpu';
+import { tdxSeamcall } from './tdx';
+import { PAGE_ACCEPT, STATUSES, septFlags, septUnderBlockedTable } from './tdx_module';
+import { tdxInitMemRegion, tdxMapGpa, vcpuAccept } from './tdx_vcpu';
+import { vcpuAccess, vcpuBeginFault, vcpuPreFaultMemory, vcpuSetAddressSpace } from './vcpu';
 import {
   vmDestroy,
   vmEnableCap,
@@ -171,8 +175,51 @@ export function abiPreFaultMemory(
 ): i32 {
   return vcpuPreFaultMemory(vcpu, u64Of(gpaLow, gpaHigh), u64Of(sizeLow, sizeHigh), u64Of(flagsLow, flagsHigh));
 }
-export function abiAccept(vcpu: u32, startGfn: f64, endGfn: f64): i32 {
-  return vcpuAccept(vcpu, <u64>startGfn, <u64>endGfn);
+export function abiAccept(vcpu: u32, startGfn: f64, endGfn: f64, maxLevel: i32): i32 {
+  return vcpuAccept(vcpu, <u64>startGfn, <u64>endGfn, maxLevel);
+}
+export function abiMapGpa(vcpu: u32, gpaLow: u32, gpaHigh: u32, sizeLow: u32, sizeHigh: u32): i32 {
+  return tdxMapGpa(vcpu, u64Of(gpaLow, gpaHigh), u64Of(sizeLow, sizeHigh));
+}
+export function abiInitMemRegion(
+  vcpu: u32,
+  gpaLow: u32,
+  gpaHigh: u32,
+  pagesLow: u32,
+  pagesHigh: u32,
+  sourceLow: u32,
+  sourceHigh: u32,
+  flags: u32,
+  signalAfter: f64,
+): i32 {
+  const source = u64Of(sourceLow, sourceHigh);
+  return tdxInitMemRegion(vcpu, u64Of(gpaLow, gpaHigh), u64Of(pagesLow, pagesHigh), source, flags, signalAfter);
+}
+
+// --- The TDX module, called past KVM -----------------------------------------------------------------------------------
+
+export function abiSeamcall(leaf: u32, gfn: f64, level: i32): i32 {
+  if (ctl.vmType != VM_TDX || leaf > PAGE_ACCEPT) return -EINVAL;
+  if (!reserveFault()) return STATUS_CAPACITY;
+  return <i32>tdxSeamcall(leaf, <u64>gfn, level);
+}
+/** The next `times` calls of `leaf`, after `skip` more, end with `status`. */
+export function abiInjectStatus(leaf: u32, status: u32, skip: u32, times: u32): i32 {
+  if (ctl.vmType != VM_TDX) return -EINVAL;
+  ctl.injectLeaf = leaf;
+  ctl.injectStatus = status;
+  ctl.injectSkip = skip;
+  ctl.injectTimes = times;
+  return 0;
+}
+/** The S-EPT entry that maps `gfn`: flags in bits 0-7, level from bit 8, bit 16 under a blocked table. */
+export function abiSeptEntry(gfn: f64): i32 {
+  if (ctl.vmType != VM_TDX) return -EINVAL;
+  const flags = septFlags(<u64>gfn);
+  return <i32>(flags | ((<u32>atLevel) << 8) | (septUnderBlockedTable(<u64>gfn) ? 1 << 16 : 0));
+}
+export function abiSeamcallStatus(leaf: u32, status: u32): f64 {
+  return <f64>load<u64>(SEAMCALL_STATUS_BASE + ((<usize>(leaf * STATUSES + status)) << 3));
 }
 export function abiBeginFault(vcpu: u32, gfn: f64, access: u32, privateMode: u32): i32 {
   return vcpuBeginFault(vcpu, <u64>gfn, access, privateMode);

@@ -1,6 +1,6 @@
 // Read-only walks: leaves as runs, the entries from a root down, and the oracle that looks for what must not be.
 
-import { ATTRIBUTES_TREE, ctl, hasPrivateMem, STALE_TREE } from './control';
+import { ATTRIBUTES_TREE, ctl, hasPrivateMem, SEPT_TREE, STALE_TREE, VM_TDX } from './control';
 import { gmemAt, PAGES_LEVEL, pagesTree } from './gmems';
 import { IO_BASE, IO_BYTES } from './layout';
 import { ATTRIBUTES_LEVEL } from './mem_attributes';
@@ -30,7 +30,7 @@ import {
 } from './page_table';
 import { sideGet, sideKey } from './side';
 import { KIND, PRESENT } from './spte';
-import { STATUS_NO_HANDLE } from './status';
+import { EINVAL, STATUS_NO_HANDLE } from './status';
 import {
   findRoot,
   indexOf,
@@ -42,6 +42,7 @@ import {
   rootEntry,
   rootEntryLevel,
 } from './tdp_mmu';
+import { SEPT_BLOCKED, SEPT_PRESENT } from './tdx_module';
 import { codeOfFlags, SPTE_NONPRESENT } from './trace';
 
 const RECORD_BYTES: usize = 48;
@@ -77,6 +78,26 @@ export function inspectLeafs(rootIndex: u32, fromGfn: f64): i32 {
       records++;
     }
     key = end;
+  }
+  return <i32>records;
+}
+
+/**
+ * Leaf runs of the S-EPT from `fromGfn` on, each level, gfn, leaves, flags (tdx_module.ts), 0, 0 at IO_BASE. Returns how
+ * many; a full buffer asks to go on behind the last.
+ */
+export function inspectSept(fromGfn: f64): i32 {
+  if (ctl.vmType != VM_TDX) return -EINVAL;
+  let gfn = <u64>fromGfn;
+  let records: u32 = 0;
+  while (gfn < ctl.directBits && records < RECORDS_MAX) {
+    treeAt(SEPT_TREE, rootEntryLevel(), gfn);
+    const end = min(atEnd, ctl.directBits);
+    if (atFlags & PRESENT) {
+      put(records, <f64>atLevel, <f64>gfn, <f64>((end - gfn) / pagesOf(atLevel)), <f64>atFlags, 0, 0);
+      records++;
+    }
+    gfn = end;
   }
   return <i32>records;
 }
@@ -187,6 +208,7 @@ export const FOUND_STALE_BACKING: u32 = 1;
 export const FOUND_KIND_MISMATCH: u32 = 2;
 export const FOUND_UNFLUSHED: u32 = 3;
 export const FOUND_MIRROR_DISAGREES: u32 = 4;
+export const FOUND_SEPT_DISAGREES: u32 = 5;
 
 let findings: u32 = 0;
 function find(kind: u32, root: Root, gfn: u64, gfns: u64): void {
@@ -251,7 +273,41 @@ export function vmCheck(): i32 {
       key = end;
     }
   }
+  if (ctl.vmType == VM_TDX) checkSept();
   return <i32>findings;
+}
+
+/**
+ * For every leaf of the mirror there must be one S-EPT leaf of its level, MAPPED or PENDING, and no other (R-TDX-13).
+ * While a TD is built a leaf may wait for its PAGE.ADD.
+ */
+function checkSept(): void {
+  const root = findRoot(ROOT_MIRROR, 0);
+  let gfn: u64 = 0;
+  while (gfn < ctl.directBits) {
+    treeAt(SEPT_TREE, rootEntryLevel(), gfn);
+    const septFlags = atFlags;
+    const septLevel = atLevel;
+    let end = min(atEnd, ctl.directBits);
+    let present = false;
+    let level = septLevel;
+    if (root !== null) {
+      treeAt(rootEntry(root), rootEntryLevel(), gfn);
+      present = (atFlags & PRESENT) != 0;
+      level = atLevel;
+      end = min(end, atEnd);
+    }
+    const mapped = (septFlags & SEPT_PRESENT) != 0;
+    const waits = ctl.premapped != 0 && present && !mapped;
+    const alike = present ? mapped && level == septLevel && (septFlags & SEPT_BLOCKED) == 0 : !mapped;
+    if (!alike && !waits) {
+      if (findings < RECORDS_MAX) {
+        put(findings, <f64>FOUND_SEPT_DISAGREES, 0, <f64>ROOT_MIRROR, <f64>gfn, <f64>(end - gfn), 0);
+      }
+      findings++;
+    }
+    gfn = end;
+  }
 }
 
 /** How many gfns a direct root maps shared although their attribute is private. */

@@ -73,7 +73,7 @@ export class Control {
   mmioGen0: u32;
   mmioGen1: u32;
   zapAllGen: u32;
-  tdFinalized: u32;
+  pad1: u32;
   /** Slots that share a page of host memory, at most, of all there ever were. */
   hvaAliases: u32;
   /** The newest root, index + 1; 0 = none (tdp_mmu.ts). */
@@ -111,6 +111,42 @@ export class Control {
   hostHi: u64;
   staleLo: u64;
   staleHi: u64;
+  // The TD's module (tdx_module.ts), and what KVM keeps of it (tdx.ts).
+  septLo: u64;
+  septHi: u64;
+  /** Regions of 2M that the guest accepted in 4K pages: never mapped huge again. */
+  inhibitLo: u64;
+  inhibitHi: u64;
+  tdEpoch: u64;
+  /** vCPUs inside that entered in an even epoch, and in an odd one. */
+  epochReaders0: u32;
+  epochReaders1: u32;
+  tdState: u32;
+  /** The tree lock: bit 31 held exclusively, else how many share it. */
+  septLock: u32;
+  acceptsBegun: u32;
+  /** Leaves blocked, and tables blocked, each with a side record. */
+  septBlocked: u32;
+  septTablesBlocked: u32;
+  /** Calls of the module that shall fail: which, how, after how many, how often. */
+  injectLeaf: u32;
+  injectStatus: u32;
+  injectSkip: u32;
+  injectTimes: u32;
+  /** vCPUs may not enter while a zap is tried again. */
+  waitForSeptZap: u32;
+  /** Mirror leaves whose page is not yet added. */
+  premapped: u64;
+  /** A zap was given up because a huge leaf could not be split; the operation under way ends with -EIO. */
+  splitFailed: u32;
+  exitHypercall: u32;
+  // Policies (docs/counters.md says what each does).
+  privateHugePages: u32;
+  zapPolicy: u32;
+  trackBatched: u32;
+  zeroStepLocalRetry: u32;
+  /** CPU packages of the host, whose caches are written back one by one. */
+  packages: u32;
 }
 if (offsetof<Control>() > 1024) ERROR('Control outgrew its 1,024 bytes');
 
@@ -118,11 +154,15 @@ export const ctl: Control = changetype<Control>(CONTROL_BASE);
 
 export const ATTRIBUTES_TREE: usize = CONTROL_BASE + offsetof<Control>('attributesLo');
 export const HOST_TREE: usize = CONTROL_BASE + offsetof<Control>('hostLo');
+export const SEPT_TREE: usize = CONTROL_BASE + offsetof<Control>('septLo');
+export const INHIBIT_TREE: usize = CONTROL_BASE + offsetof<Control>('inhibitLo');
 export const STALE_TREE: usize = CONTROL_BASE + offsetof<Control>('staleLo');
 
 /** Counters, one u64 each; the order is the order of COUNTER_NAMES in src/engine/exports.ts. */
 export const COUNTERS_BASE: usize = CONTROL_BASE + 1024;
-export const COUNTER_COUNT: i32 = 96;
+export const COUNTER_COUNT: i32 = 160;
+/** How often each leaf function of the TDX module ended in each status: 18 by 16, one u64 each (tdx_module.ts). */
+export const SEAMCALL_STATUS_BASE: usize = COUNTERS_BASE + <usize>COUNTER_COUNT * 8;
 
 // KVM's own statistics. Leaf counts are current values.
 export const C_PAGES_4K: i32 = 0;
@@ -174,6 +214,26 @@ export const C_GMEM_PAGES_FREED: i32 = 51;
 export const C_PAGES_ACCEPTED: i32 = 52;
 export const C_PAGE_RECLAIM: i32 = 53;
 export const C_NOTIFIER_EVENTS: i32 = 54;
+export const C_PAGE_ADD: i32 = 55;
+export const C_PAGE_DEMOTE: i32 = 56;
+export const C_PAGE_PROMOTE: i32 = 57;
+export const C_ACCEPT_CALLS: i32 = 58;
+// These seven in the order of tdx_module.ts.
+export const C_MR_EXTEND: i32 = 59;
+export const C_MR_FINALIZE: i32 = 60;
+export const C_VP_ENTER: i32 = 61;
+export const C_VP_FLUSH: i32 = 62;
+export const C_VPFLUSHDONE: i32 = 63;
+export const C_CACHE_WB: i32 = 64;
+export const C_KEY_FREEID: i32 = 65;
+export const C_SEAMCALL_ERRORS: i32 = 66;
+export const C_TD_TLB_FLUSHES: i32 = 67;
+export const C_KICK_IPIS: i32 = 68;
+export const C_PAGES_CLEARED: i32 = 69;
+export const C_RETRIES_BUSY: i32 = 70;
+export const C_ZERO_STEP_CHECKS: i32 = 71;
+export const C_EXITS_HYPERCALL: i32 = 72;
+export const C_PAGES_LEAKED: i32 = 73;
 
 /** Adds to a counter. */
 export function count(counter: i32, by: u64): void {
@@ -200,6 +260,13 @@ export const FORM_RFC_V4: u32 = 1;
 export const FORM_GMEM_V13: u32 = 2;
 export const FORM_TDX_V18: u32 = 3;
 export const FORM_ATTR_FILTER: u32 = 4;
+
+/** What a zap does to a private huge leaf that reaches beyond the range. */
+export const ZAP_WHOLE_LEAF: u32 = 0;
+/** Every huge leaf that the range meets is split first. */
+export const ZAP_SPLIT_FIRST: u32 = 1;
+/** Only the leaves that the range's ends fall inside are. */
+export const ZAP_SPLIT_BOUNDARY: u32 = 2;
 
 /** Mirrors: kvm_arch_has_private_mem() */
 export function hasPrivateMem(): bool {
@@ -231,6 +298,8 @@ export const CONTROL_AT_DESTROYED: usize = CONTROL_BASE + offsetof<Control>('des
 export const CONTROL_AT_ROOT_HIGH_WATER: usize = CONTROL_BASE + offsetof<Control>('rootHighWater');
 export const CONTROL_AT_GMEM_HIGH_WATER: usize = CONTROL_BASE + offsetof<Control>('gmemHighWater');
 export const CONTROL_AT_DIRECT_BITS: usize = CONTROL_BASE + offsetof<Control>('directBits');
+export const CONTROL_AT_TD_EPOCH: usize = CONTROL_BASE + offsetof<Control>('tdEpoch');
+export const CONTROL_AT_TD_STATE: usize = CONTROL_BASE + offsetof<Control>('tdState');
 /** What createVm() fixed: a snapshot of a VM that differs here is another VM's. */
 export const CONTROL_AT_FIXED: usize = CONTROL_BASE + offsetof<Control>('slotsPagesMax');
 export const CONTROL_FIXED_BYTES: usize = offsetof<Control>('quirkSlotZapAll') - offsetof<Control>('slotsPagesMax');

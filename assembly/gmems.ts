@@ -13,6 +13,8 @@ export const PAGE_WRITTEN: u32 = 2;
 /** It once had: a page that is touched and not written lost what was in it. */
 export const PAGE_TOUCHED: u32 = 8;
 export const PAGE_POISONED: u32 = 16;
+/** The PAMT says that the page belongs to a TD: a leaf of its S-EPT maps it. */
+export const PAGE_OWNED: u32 = 32;
 export const PAGES_LEVEL: i32 = 7;
 
 // Gmem, 96 bytes. open = 0 after the last fput; the record is then free.

@@ -5,15 +5,18 @@ import {
   C_GMEM_PAGES_ALLOCATED,
   C_GMEM_PAGES_FREED,
   C_LOCK_SECTIONS,
+  C_PAGES_LEAKED,
   C_PRIVATE_PAGES_LOST,
   count,
   ctl,
+  VM_TDX,
 } from './control';
 import {
   Gmem,
   gmemAt,
   gmemByFd,
   gmemByHandle,
+  PAGE_OWNED,
   PAGE_POISONED,
   PAGE_RESIDENT,
   PAGE_TOUCHED,
@@ -38,7 +41,7 @@ import {
   wantNothing,
 } from './page_table';
 import { PAUSE_GMEM_ZAPPED, pausePoint } from './pause';
-import { EBADF, EFAULT, EHWPOISON, EINVAL, ENOMEM, EOPNOTSUPP, STATUS_CAPACITY } from './status';
+import { EBADF, EFAULT, EHWPOISON, EINVAL, EIO, ENOMEM, EOPNOTSUPP, STATUS_CAPACITY } from './status';
 import { flushRemoteTlbs } from './tlb';
 import { EV_GMEM_INVAL_BEGIN, trace2 } from './trace';
 import { SELECT_GMEM } from './vendor';
@@ -179,6 +182,8 @@ function truncatePages(gmem: Gmem, start: u64, end: u64): void {
   const freed = treeCount(tree, PAGES_LEVEL, start, end, PAGE_RESIDENT);
   count(C_PRIVATE_PAGES_LOST, treeCount(tree, PAGES_LEVEL, start, end, PAGE_RESIDENT | PAGE_WRITTEN));
   count(C_GMEM_PAGES_FREED, freed);
+  // What the TD still owns can't be used by the host again.
+  if (ctl.vmType == VM_TDX) count(C_PAGES_LEAKED, treeCount(tree, PAGES_LEVEL, start, end, PAGE_RESIDENT | PAGE_OWNED));
   if (freed != 0) treeSet(tree, PAGES_LEVEL, start, end, 1, 0);
 }
 
@@ -213,6 +218,10 @@ export function gmemFallocate(fd: i32, serial: u32, mode: u32, offset: u64, leng
   if (mode & FALLOC_PUNCH_HOLE) {
     if (!reserveInvalidation(file, start, end)) return STATUS_CAPACITY;
     const met = gmemInvalidateBegin(file, start, end);
+    if (ctl.splitFailed != 0) {
+      gmemInvalidateEnd(met);
+      return -EIO;
+    }
     pausePoint(PAUSE_GMEM_ZAPPED);
     truncatePages(gmem, start, end);
     gmemInvalidateEnd(met);
@@ -305,6 +314,33 @@ export function gmemGetPfn(slot: Memslot, gfn: u64, limitPages: u64): i32 {
     count(C_GMEM_PAGES_ALLOCATED, gmemRunPages);
   }
   return 0;
+}
+
+/** The file pages of the 2M region that `gfn` lies in; false if the slot maps it askew, or not whole. */
+let blockStart: u64 = 0;
+function hugeBlockOf(slot: Memslot, gfn: u64): bool {
+  const base = gfn & ~511;
+  if (slot.gmem == 0 || base < slot.baseGfn || base + 512 > slot.baseGfn + slot.npages) return false;
+  blockStart = base - slot.baseGfn + slot.gmemPgoff;
+  return (blockStart & 511) == 0;
+}
+
+/** Whether a private leaf of 2M may map `gfn`: its block of the file is allocated whole, and sound. */
+export function gmemHasHugeBlock(slot: Memslot, gfn: u64): bool {
+  if (!hugeBlockOf(slot, gfn)) return false;
+  const tree = pagesTree(gmemAt(slot.gmem - 1));
+  const end = blockStart + 512;
+  if (treeCount(tree, PAGES_LEVEL, blockStart, end, PAGE_RESIDENT) != 512) return false;
+  return treeCount(tree, PAGES_LEVEL, blockStart, end, PAGE_RESIDENT | PAGE_POISONED) == 0;
+}
+
+/** Allocates the whole 2M block of the file behind `gfn` if none of it is allocated yet. Requires: reserveFault(). */
+export function gmemAllocateHugeBlock(slot: Memslot, gfn: u64): void {
+  if (!hugeBlockOf(slot, gfn)) return;
+  const tree = pagesTree(gmemAt(slot.gmem - 1));
+  if (treeCount(tree, PAGES_LEVEL, blockStart, blockStart + 512, PAGE_RESIDENT) != 0) return;
+  treeSet(tree, PAGES_LEVEL, blockStart, blockStart + 512, 1, PAGE_RESIDENT);
+  count(C_GMEM_PAGES_ALLOCATED, 512);
 }
 
 /** The guest put content into private pages of `slot`. Requires: reserveFault(). */

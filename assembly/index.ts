@@ -34,10 +34,13 @@ export {
   abiHostMremap,
   abiHostMunmap,
   abiHostPageIdleSet,
+  abiInitMemRegion,
+  abiInjectStatus,
   abiInvalidateRangeEnd,
   abiInvalidateRangeStart,
   abiIsMixed,
   abiIsPrivate,
+  abiMapGpa,
   abiNotifierAge,
   abiNotifierTestAge,
   abiPreFaultMemory,
@@ -45,6 +48,9 @@ export {
   abiRetry,
   abiRetryGfn,
   abiRetryGfnUnsafe,
+  abiSeamcall,
+  abiSeamcallStatus,
+  abiSeptEntry,
   abiSetAddressSpace,
   abiSetMemoryAttributes,
   abiSetMemoryRegion,
@@ -53,6 +59,7 @@ export {
 } from './abi';
 export {
   inspectLeafs,
+  inspectSept,
   inspectSpte,
   inspectSptes,
   inspectTables,
@@ -77,6 +84,8 @@ export {
   CONTROL_AT_RESULT0,
   CONTROL_AT_ROOT_HIGH_WATER,
   CONTROL_AT_STOP_MASK,
+  CONTROL_AT_TD_EPOCH,
+  CONTROL_AT_TD_STATE,
   CONTROL_AT_TRACE_COUNT,
   CONTROL_AT_TRACE_DROPPED,
   CONTROL_AT_YIELD_ARMED,
@@ -100,6 +109,16 @@ export {
 } from './layout';
 export { gate } from './pause';
 export { snapshotRegion } from './snapshot';
+// a TD
+export {
+  countHypercallExit,
+  tdxFinalize,
+  tdxTerminateVm,
+  vcpuBeginAccept,
+  vcpuBeginEnter,
+  vcpuFinishAccept,
+  vcpuFinishEnter,
+} from './tdx_vcpu';
 // vCPUs
 export { vcpuDropFault, vcpuFinishFault, vcpuRun, vcpuSetInGuest } from './vcpu';
 // life

@@ -32,7 +32,7 @@ import {
   wantNothing,
 } from './page_table';
 import { PAUSE_ATTRIBUTES_STORED, PAUSE_ATTRIBUTES_ZAPPED, pausePoint } from './pause';
-import { EINVAL, STATUS_CAPACITY } from './status';
+import { EINVAL, EIO, STATUS_CAPACITY } from './status';
 import { flushRemoteTlbs } from './tlb';
 import { EV_POST_ATTR, EV_PRE_ATTR, trace2 } from './trace';
 import { KVM_MEMORY_ATTRIBUTE_PRIVATE, MAY_BLOCK, selectAttributes, vendorZapsForAttributes } from './vendor';
@@ -85,6 +85,11 @@ function setMemAttributes(startGfn: u64, endGfn: u64, attributes: u64): i32 {
   if (met != 0) {
     count(C_LOCK_SECTIONS, 1);
     preSet(startGfn, endGfn, attributes);
+    if (ctl.splitFailed != 0) {
+      // The range stays as it is, and says so.
+      mmuInvalidateEnd();
+      return -EIO;
+    }
     pausePoint(PAUSE_ATTRIBUTES_ZAPPED);
   }
   treeSet(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, startGfn, endGfn, 1, isPrivate ? 1 : 0);

@@ -17,7 +17,7 @@ import {
   trace,
   trace2,
 } from './trace';
-import { MAY_BLOCK, vendorLeafsZapped, vendorRootsOfRange } from './vendor';
+import { MAY_BLOCK, vendorRootsOfRange, vendorSplitForZap } from './vendor';
 
 function traceRange(type: u32, slot: Memslot, startGfn: u64, endGfn: u64, arg: u64, selector: u32): void {
   trace2(type, selector | (slot.asId << 5), slot.id, startGfn, endGfn, arg);
@@ -26,14 +26,17 @@ function traceRange(type: u32, slot: Memslot, startGfn: u64, endGfn: u64, arg: u
 /**
  * Zaps the leaf sptes of `slot` in [startGfn, endGfn) that the selector means.
  * Requires: mmuInvalidateBegin() has been called; the range lies within the slot.
- * Returns: true if the caller must flush remote TLBs.
+ * Returns: true if the caller must flush remote TLBs. Sets ctl.splitFailed, and zaps nothing, where a private huge leaf
+ * could not be split.
  * Mirrors: kvm_unmap_gfn_range()
  */
 export function unmapGfnRange(slot: Memslot, startGfn: u64, endGfn: u64, arg: u64, selector: u32): bool {
   if (ctl.traceOn != 0) traceRange(EV_UNMAP_GFN_RANGE, slot, startGfn, endGfn, arg, selector);
   const roots = vendorRootsOfRange(selector, arg);
-  const flush = tdpMmuUnmapRange(roots, slot.asId, startGfn, endGfn, (selector & MAY_BLOCK) != 0, false, false);
-  vendorLeafsZapped(slot, startGfn, endGfn, roots);
+  if (!vendorSplitForZap(startGfn, endGfn, roots)) ctl.splitFailed = 1;
+  const whole = ctl.splitFailed == 0;
+  const flush =
+    whole && tdpMmuUnmapRange(roots, slot.asId, startGfn, endGfn, (selector & MAY_BLOCK) != 0, false, false);
   if (ctl.traceOn != 0) trace(EV_GFN_RANGE_RET, flush ? 1 : 0, EV_UNMAP_GFN_RANGE, 0);
   return flush;
 }
@@ -75,7 +78,6 @@ export function setSpteGfn(slot: Memslot, startGfn: u64, endGfn: u64, arg: u64, 
   if (ctl.traceOn != 0) traceRange(EV_SET_SPTE_GFN, slot, startGfn, endGfn, arg, selector);
   const roots = vendorRootsOfRange(selector, 0);
   const flush = tdpMmuSetSpte(roots, slot.asId, startGfn, (arg & 2) != 0);
-  vendorLeafsZapped(slot, startGfn, startGfn + 1, roots);
   if (ctl.traceOn != 0) trace(EV_GFN_RANGE_RET, flush ? 1 : 0, EV_SET_SPTE_GFN, 0);
   return flush;
 }

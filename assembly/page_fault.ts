@@ -7,7 +7,6 @@
 
 import {
   ATTRIBUTES_TREE,
-  C_PAGE_AUG,
   C_PF_MMIO_SPTE_CREATED,
   C_RETRIES_FROZEN,
   C_RETRIES_HULL,
@@ -22,7 +21,7 @@ import {
   VM_TDX,
 } from './control';
 import { markPagesDirty } from './dirty_log';
-import { gmemGetPfn, gmemRunPages } from './guest_memfd';
+import { gmemAllocateHugeBlock, gmemGetPfn, gmemHasHugeBlock, gmemRunPages } from './guest_memfd';
 import { hostFault, hostLevel, hostRunPages, hostWritable } from './host_mm';
 import { mmuInvalidateRetryGfn, mmuInvalidateRetryGfnUnsafe } from './invalidate';
 import { allowedLevel } from './mapping_level';
@@ -52,17 +51,22 @@ import {
   tdpMmuCountFault,
   tdpMmuCountFaults,
   tdpMmuFreeze,
+  tdpMmuIsFrozen,
+  tdpMmuLinkTable,
   tdpMmuLook,
   tdpMmuMap,
   tdpMmuMapMmio,
   tdpMmuMapRun,
   tdpMmuNxDisallowed,
   tdpMmuSideCode,
+  tdpMmuSplitMirror,
   tdpMmuSplitTo,
   tdpMmuThaw,
   tdpMmuWalk,
 } from './tdp_mmu';
-import { codeOfMmio, EV_MARK_MMIO_SPTE, SPTE_FROZEN, trace } from './trace';
+import { tdxGuestInhibit, tdxGuestInhibits, tdxSeptLink, tdxSeptSet, tdxSeptSetRun, tdxSeptSplit } from './tdx';
+import { septQuiet, septReaches, TD_BUILD, TDX_OPERAND_BUSY, TDX_SUCCESS } from './tdx_module';
+import { codeOfMmio, EV_MARK_MMIO_SPTE, trace } from './trace';
 import { vcpuAt } from './vcpus';
 
 export const ACCESS_READ: u32 = 0;
@@ -96,7 +100,10 @@ export class Fault {
   rootSequence: u32;
   newFlags: u32;
   limitPages: u32;
-  pad0: u64;
+  /** Level of the entry of a mirror root that is frozen. */
+  goal: u32;
+  /** The fault came from an ACCEPT of a page of this level; 0: it did not. */
+  acceptLevel: u32;
   pad1: u64;
   pad2: u64;
   pad3: u64;
@@ -201,6 +208,7 @@ function faultinPfn(fault: Fault): i32 {
   let limit = min(<u64>fault.limitPages, endGfnOf(slot) - gfn);
   if (limit > 1) limit = runLimit(fault, gfn, limit);
   if (fault.isPrivate != 0) {
+    if (ctl.privateHugePages != 0) gmemAllocateHugeBlock(slot, gfn);
     const error = gmemGetPfn(slot, gfn, limit);
     if (error != 0) {
       fault.error = error;
@@ -242,7 +250,7 @@ function leafFlags(fault: Fault, level: i32, isMirror: bool): u32 {
   let flags = PRESENT;
   if (fault.hostWritable != 0) flags |= WRITABLE | HOST_WRITABLE | MMU_WRITABLE;
   if (fault.prefetch == 0) flags |= ACCESSED;
-  if (isMirror) return newLeafFlags(flags, false) | KIND;
+  if (isMirror) return newLeafFlags(flags, false);
   if (level > 1 && ctl.nxHugePages != 0) flags |= NX;
   if (fault.isPrivate != 0) flags |= KIND;
   return flags;
@@ -275,12 +283,12 @@ function install(fault: Fault, stepwise: bool): i32 {
   if (fault.hasSlot == 0) return installMmio(fault, root);
   const slot = slotOf(fault);
   const goal = goalLevel(fault, slot, root);
-  if (tdpMmuSideCode(root, gfn) == SPTE_FROZEN) {
+  if (tdpMmuIsFrozen(root, gfn)) {
     tdpMmuCountFault(1);
     count(C_RETRIES_FROZEN, 1);
     return RET_PF_RETRY;
   }
-  if (root.kind == ROOT_MIRROR) return installMirror(fault, root, stepwise);
+  if (root.kind == ROOT_MIRROR) return installMirror(fault, slot, root, stepwise);
   tdpMmuLook(root, gfn);
   const present = (atFlags & PRESENT) != 0;
   if (present && ctl.staleRecords != 0 && treeFlags(STALE_TREE, 7, gfn) != 0) return RET_PF_BUG;
@@ -366,10 +374,29 @@ function sideIn(root: Root, startGfn: u64, endGfn: u64): bool {
   return false;
 }
 
-function installMirror(fault: Fault, root: Root, stepwise: bool): i32 {
+/** The level of a private leaf of a TD: 2M as a profile of its own (spec 7.10), else 4K. */
+function privateGoal(fault: Fault, slot: Memslot): i32 {
   const gfn = fault.gfn;
+  if (ctl.privateHugePages == 0 || ctl.tdState == TD_BUILD || fault.acceptLevel == 1) return 1;
+  return privateHugeAt(slot, gfn) ? 2 : 1;
+}
+function privateHugeAt(slot: Memslot, gfn: u64): bool {
+  return !tdxGuestInhibits(gfn) && allowedLevel(slot, gfn, 2) == 2 && gmemHasHugeBlock(slot, gfn);
+}
+
+/** Installs in a mirror root, and beneath it: FROZEN first, then the module's call, then the value. */
+function installMirror(fault: Fault, slot: Memslot, root: Root, stepwise: bool): i32 {
+  const gfn = fault.gfn;
+  if (fault.acceptLevel == 1 && ctl.privateHugePages != 0) tdxGuestInhibit(gfn);
   tdpMmuWalk(root, gfn);
   if (atFlags & PRESENT) {
+    if (atLevel == 2 && fault.acceptLevel == 1) {
+      tdpMmuCountFault(1);
+      fault.runPages = 1;
+      if (tdxSeptSplit(gfn & ~511) != TDX_SUCCESS) return RET_PF_BUG;
+      tdpMmuSplitMirror(root, gfn);
+      return RET_PF_FIXED;
+    }
     // Present already: with all that follow in the run.
     const end = min(atEnd, gfn + min(fault.runPages, <u64>fault.limitPages));
     fault.runPages = max(end - gfn, 1);
@@ -377,31 +404,68 @@ function installMirror(fault: Fault, root: Root, stepwise: bool): i32 {
     tdpMmuCountFaults(1, fault.runPages);
     return RET_PF_SPURIOUS;
   }
-  tdpMmuCountFault(1);
-  const flags = leafFlags(fault, 1, true);
-  fault.newFlags = flags;
-  tdpMmuFreeze(root, gfn);
+  // No promotion: where tables go down to 4K, leaves are 4K.
+  const goal = atLevel < 2 ? 1 : privateGoal(fault, slot);
+  tdpMmuCountFault(goal);
+  for (let level = <i32>ctl.rootLevel - 1; level >= goal; level--) {
+    if (septReaches(gfn, level)) continue;
+    const status = tdxSeptLink(gfn, level);
+    if (status != TDX_SUCCESS) return status == TDX_OPERAND_BUSY ? RET_PF_RETRY : RET_PF_BUG;
+    tdpMmuLinkTable(root, gfn, level);
+  }
+  fault.goal = <u32>goal;
+  fault.newFlags = leafFlags(fault, goal, true);
+  tdpMmuFreeze(root, gfn, goal);
   if (stepwise) {
     ctl.frozenFaults++;
     return RET_PF_FROZEN;
   }
-  tdpMmuThaw(root, gfn, flags);
-  count(C_PAGE_AUG, 1);
+  const result = setMirror(fault, slot, root);
+  if (result == RET_PF_FIXED) extendMirror(fault, slot, root, goal);
+  return result;
+}
+
+/** The module's call for a frozen entry, and the value that follows from it. */
+function setMirror(fault: Fault, slot: Memslot, root: Root): i32 {
+  const level = <i32>fault.goal;
+  const status = tdxSeptSet(slot, fault.gfn & ~(pagesOf(level) - 1), level);
+  tdpMmuThaw(root, fault.gfn, level, status == TDX_SUCCESS ? fault.newFlags : 0);
+  if (status == TDX_OPERAND_BUSY) return RET_PF_RETRY;
+  return status == TDX_SUCCESS ? RET_PF_FIXED : RET_PF_BUG;
+}
+
+/** As extendRun(), in a mirror root: the pages of the run behind the first leaf. */
+function extendMirror(fault: Fault, slot: Memslot, root: Root, goal: i32): void {
+  const gfn = fault.gfn;
+  const pages = pagesOf(goal);
+  const first = (gfn & ~(pages - 1)) + pages;
   let limit = gfn + min(fault.runPages, <u64>fault.limitPages);
-  if (ctl.traceOn != 0) limit = min(limit, (gfn & ~511) + 512);
-  let end = gfn + 1;
+  fault.runPages = first - gfn;
+  if (!septQuiet()) return;
+  // A trace lists a table's link before its leaves; while a TD is built, only linked tables can take a page.
+  const tablePages = pages * 512;
+  if (ctl.traceOn != 0 || ctl.tdState == TD_BUILD) limit = min(limit, (gfn & ~(tablePages - 1)) + tablePages);
+  let end = first;
   while (end < limit) {
     tdpMmuWalk(root, end);
-    if ((atFlags & PRESENT) != 0 || (ctl.sideCount != 0 && sideIn(root, end, min(limit, atEnd)))) break;
-    end = min(limit, atEnd);
+    if ((atFlags & PRESENT) != 0) break;
+    if (goal == 1) {
+      if (ctl.privateHugePages != 0 && (end & 511) == 0 && fault.acceptLevel != 1 && ctl.tdState != TD_BUILD) break;
+      if (ctl.sideCount != 0 && sideIn(root, end, min(limit, atEnd))) break;
+      end = ctl.privateHugePages != 0 ? min(limit, min(atEnd, (end | 511) + 1)) : min(limit, atEnd);
+    } else {
+      if (atLevel < 2 || end + pages > limit || !privateHugeAt(slot, end) || tdpMmuIsFrozen(root, end)) break;
+      end += pages;
+    }
   }
-  fault.runPages = 1;
-  if (end > gfn + 1) {
-    tdpMmuMapRun(root, gfn + 1, end, 1, 0, flags);
-    count(C_PAGE_AUG, end - gfn - 1);
-    fault.runPages = end - gfn;
+  if (end <= first) return;
+  if (ctl.tdState == TD_BUILD) ctl.premapped += end - first;
+  else tdxSeptSetRun(first, end, goal);
+  tdpMmuMapRun(root, first, end, goal, 0, fault.newFlags);
+  if (fault.acceptLevel == 1 && ctl.privateHugePages != 0) {
+    for (let region = (first + 511) & ~511; region < end; region += 512) tdxGuestInhibit(region);
   }
-  return RET_PF_FIXED;
+  fault.runPages = end - gfn;
 }
 
 function installMmio(fault: Fault, root: Root): i32 {
@@ -422,7 +486,10 @@ export function faultBegin(fault: Fault): i32 {
 
 /** The second phase; the third on a mirror root that froze. A BUG marks the VM dead and changes nothing. */
 export function faultFinish(fault: Fault, stepwise: bool): i32 {
-  const result = install(fault, stepwise);
+  return bugOr(fault, install(fault, stepwise));
+}
+
+function bugOr(fault: Fault, result: i32): i32 {
   if (result == RET_PF_BUG) {
     ctl.dead = 1;
     fault.error = -EIO;
@@ -436,7 +503,5 @@ export function faultThaw(fault: Fault): i32 {
   const root = rootOf(fault);
   ctl.frozenFaults--;
   if (root === null) return RET_PF_RETRY;
-  tdpMmuThaw(root, fault.gfn, fault.newFlags);
-  count(C_PAGE_AUG, 1);
-  return RET_PF_FIXED;
+  return bugOr(fault, setMirror(fault, slotOf(fault), root));
 }

@@ -1,11 +1,13 @@
-// Sparse records of sptes that carry more than flags: MMIO sptes with their generation, FROZEN sptes.
+// Sparse records of entries that carry more than flags: MMIO sptes with their generation, FROZEN sptes, and what is
+// BLOCKED in the S-EPT with its epoch.
 //
 // Open addressing with linear probing at SIDE_BASE; 16 bytes a record. The leaf table that holds such an entry counts
 // them (page_table.ts), so that loops over ordinary leaves never look here.
 //
 //   0          8            16
 //   ├──────────┼────────────┤
-//   │ key + 1  │ spte code  │   key = root index << 48 | gfn; 0 marks a free record
+//   │ key + 1  │ spte code, │   key = root index << 48 | gfn; 0 marks a free record
+//   │          │ or epoch   │
 //   └──────────┴────────────┘
 //
 // Mirrors: arch/x86/kvm/mmu/spte.h (the generation of an MMIO spte, FROZEN_SPTE)
@@ -35,22 +37,30 @@ export function sideHasRoom(): bool {
 
 /** The spte code of a record, 0 if there is none. */
 export function sideGet(key: u64): u32 {
+  return ctl.sideCount == 0 ? 0 : <u32>sideGetWide(key);
+}
+
+/** All 64 bits of a record, 0 if there is none. */
+export function sideGetWide(key: u64): u64 {
   if (ctl.sideCount == 0) return 0;
   let index = home(key);
   while (load<u64>(at(index)) != key + 1) {
     if (load<u64>(at(index)) == 0) return 0;
     index = (index + 1) & MASK;
   }
-  return load<u32>(at(index), 8);
+  return load<u64>(at(index), 8);
 }
 
 /** Writes a record. Returns whether it is a new one. Requires: sideHasRoom(). */
 export function sideSet(key: u64, code: u32): bool {
+  return sideSetWide(key, <u64>code);
+}
+export function sideSetWide(key: u64, value: u64): bool {
   let index = home(key);
   while (load<u64>(at(index)) != 0 && load<u64>(at(index)) != key + 1) index = (index + 1) & MASK;
   const isNew = load<u64>(at(index)) == 0;
   store<u64>(at(index), key + 1);
-  store<u64>(at(index), <u64>code, 8);
+  store<u64>(at(index), value, 8);
   if (isNew) ctl.sideCount++;
   return isNew;
 }

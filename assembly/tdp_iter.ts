@@ -42,7 +42,7 @@ import {
   wordMask,
 } from './page_table';
 import { sideDelete, sideGet, sideKey } from './side';
-import { KIND, PRESENT } from './spte';
+import { PRESENT } from './spte';
 import { codeOfFlags, SPTE_FROZEN, SPTE_NONPRESENT, SPTE_TABLE, spteHead, traceAdvance, traceRoom } from './trace';
 
 /** Present leaves become non-present. */
@@ -75,8 +75,6 @@ export let hits1: u64 = 0;
 export let hits2: u64 = 0;
 export let hits3: u64 = 0;
 export let outside: u64 = 0;
-/** Of the leaves zapped in a mirror root, those that were not PENDING. */
-export let accepted: u64 = 0;
 /** Tables unlinked by a zap pass. */
 export let tablesGone: u64 = 0;
 
@@ -107,7 +105,6 @@ export function walkFor(
   hits2 = 0;
   hits3 = 0;
   outside = 0;
-  accepted = 0;
   tablesGone = 0;
 }
 
@@ -221,10 +218,7 @@ function leafTable(entryPtr: usize, start: u64, end: u64): void {
     hits1 += <u64>ltModify(entryPtr, from, to, need, clear, set);
     return;
   }
-  const pending = mirror != 0 ? ltCount(entryPtr, from, to, PRESENT | KIND) : 0;
-  const gone = ltClear(entryPtr, from, to);
-  if (mirror != 0) accepted += <u64>(gone - pending);
-  hits1 += <u64>gone;
+  hits1 += <u64>ltClear(entryPtr, from, to);
 }
 
 /** Whether the walk can treat [start, end) of a UNIFORM entry of `level` without giving it tables. */
@@ -266,10 +260,7 @@ function uniform(entryPtr: usize, level: i32, start: u64, end: u64): void {
   if (op == WALK_TEST) return;
   const after = op == WALK_MODIFY ? (flags & ~clear) | set : 0;
   if (tracing) emit(leafLevel, first, codeOfFlags(flags), codeOfFlags(after), leafs);
-  if (op != WALK_MODIFY) {
-    outside += last - first - (end - start);
-    if (mirror != 0 && (flags & KIND) == 0) accepted += leafs;
-  }
+  if (op != WALK_MODIFY) outside += last - first - (end - start);
   setUniform(entryPtr, level, leafLevel, after);
 }
 
@@ -286,7 +277,6 @@ function hugeLeaf(entryPtr: usize, level: i32, start: u64, end: u64): void {
     return;
   }
   outside += pagesOf(level) - (end - start);
-  if (mirror != 0 && (flags & KIND) == 0) accepted++;
   setEmpty(entryPtr);
 }
 
@@ -370,12 +360,6 @@ export function walkPiece(entryPtr: usize, level: i32, start: u64, end: u64, isR
 
 // --- Removing a table ------------------------------------------------------------------------------------------------
 
-/** Counts a removed run of leaves, whatever the walk under way is. */
-function goneLeafs(level: i32, flags: u32, leafs: u64): void {
-  addHits(level, leafs);
-  if (mirror != 0 && (flags & KIND) == 0) accepted += leafs;
-}
-
 function removeLeafTable(entryPtr: usize, base: u64): void {
   const side = sideCount(entryPtr);
   if (tracing || side != 0) {
@@ -385,7 +369,7 @@ function removeLeafTable(entryPtr: usize, base: u64): void {
       let end = ltRunEnd(entryPtr, at, 512);
       if (flags & PRESENT) {
         if (tracing) emit(1, base + <u64>at, codeOfFlags(flags), SPTE_FROZEN, <u64>(end - at));
-        goneLeafs(1, flags, <u64>(end - at));
+        hits1 += <u64>(end - at);
       } else if (side == 0) {
         if (shared) emit(1, base + <u64>at, SPTE_NONPRESENT, SPTE_FROZEN, <u64>(end - at));
       } else {
@@ -407,10 +391,7 @@ function removeLeafTable(entryPtr: usize, base: u64): void {
     }
     ltClear(entryPtr, 0, 512);
   } else {
-    const pending = mirror != 0 ? ltCount(entryPtr, 0, 512, PRESENT | KIND) : 0;
-    const gone = ltClear(entryPtr, 0, 512);
-    hits1 += <u64>gone;
-    if (mirror != 0) accepted += <u64>(gone - pending);
+    hits1 += <u64>ltClear(entryPtr, 0, 512);
   }
 }
 
@@ -435,7 +416,7 @@ export function removeTable(entryPtr: usize, level: i32, base: u64): void {
     const flags = flagsOf(entryPtr);
     if (leafLevel == childLevel || !tracing) {
       const leafs = pagesOf(level) / pagesOf(leafLevel);
-      if (flags & PRESENT) goneLeafs(leafLevel, flags, leafs);
+      if (flags & PRESENT) addHits(leafLevel, leafs);
       tablesGone += uniformTables(level, leafLevel) - 1;
       if (tracing && (shared || (flags & PRESENT) != 0)) emit(childLevel, base, codeOfFlags(flags), SPTE_FROZEN, 512);
       setEmpty(entryPtr);
@@ -458,7 +439,7 @@ export function removeTable(entryPtr: usize, level: i32, base: u64): void {
     } else if (childTag == LEAF) {
       const flags = flagsOf(child);
       if (tracing) emit(childLevel, childBase, codeOfFlags(flags), SPTE_FROZEN, 1);
-      goneLeafs(childLevel, flags, 1);
+      addHits(childLevel, 1);
     } else {
       if (tracing) emit(childLevel, childBase, SPTE_TABLE, SPTE_FROZEN, 1);
       removeTable(child, childLevel, childBase);

@@ -7,22 +7,14 @@ import { handleChangedSptes } from './changed_spte';
 import {
   C_GFNS_ZAPPED,
   C_GFNS_ZAPPED_OUTSIDE,
-  C_KICKS,
   C_LEAFS_AGED,
   C_LEAFS_WRITE_PROTECTED,
   C_NX_LPAGE_SPLITS,
-  C_PAGE_REMOVE,
-  C_PAGE_WBINVD,
   C_PAGES_4K,
-  C_PRIVATE_PAGES_LOST,
-  C_PRIVATE_PAGES_TO_ACCEPT,
-  C_RANGE_BLOCK,
-  C_SEPT_ADD,
   C_SPLITS,
   C_TABLES,
   C_TABLES_ALLOCATED,
   C_TABLES_FREED,
-  C_TRACK,
   C_VISITED_L1,
   C_YIELDS,
   C_ZAPPED_DIRECT_4K,
@@ -30,6 +22,7 @@ import {
   count,
   ctl,
   PROFILE_6_16,
+  SEPT_TREE,
   STALE_TREE,
 } from './control';
 import { ROOT_BYTES, ROOTS_BASE, ROOTS_MAX } from './layout';
@@ -81,7 +74,6 @@ import { pauseForBudget } from './pause';
 import { sideDelete, sideGet, sideKey, sideSet } from './side';
 import { ACCESSED, DIRTY, HOST_WRITABLE, KIND, MMU_WRITABLE, NX, PRESENT, WRITABLE } from './spte';
 import {
-  accepted,
   cutLeft,
   deepestEntry,
   hits1,
@@ -99,6 +91,7 @@ import {
   walkFor,
   walkPiece,
 } from './tdp_iter';
+import { tdxFreeTables, tdxRunEnd, tdxZapped, wantTdxZap } from './tdx';
 import { flushRemoteTlbs, flushRemoteTlbsRange } from './tlb';
 import {
   codeOfFlags,
@@ -228,7 +221,6 @@ function countTables(root: Root, by: i64): void {
   count(C_TABLES, <u64>by);
   if (by > 0) {
     count(C_TABLES_ALLOCATED, <u64>by);
-    if (root.kind == ROOT_MIRROR) count(C_SEPT_ADD, <u64>by);
   } else {
     count(C_TABLES_FREED, <u64>-by);
   }
@@ -242,6 +234,10 @@ export function wantWalk(asId: u32, startGfn: u64, endGfn: u64): void {
     const bits = keyBitsOf(root);
     const limit = maxGfnExclusive(bits);
     wantCuts(entryOf(root), rootEntryLevel(), min(startGfn, limit) + bits, min(endGfn, limit) + bits);
+    if (root.kind == ROOT_MIRROR) {
+      wantCuts(SEPT_TREE, rootEntryLevel(), min(startGfn, limit), min(endGfn, limit));
+      wantTdxZap();
+    }
     // Between pieces of a walk there is a boundary that moves along.
     if (ctl.budget < Infinity) want(<u64>(rootEntryLevel() - 2), 1);
     if (ctl.staleRecords != 0) wantCuts(STALE_TREE, 7, startGfn, endGfn);
@@ -259,6 +255,10 @@ export function wantScatteredWalks(asId: u32, startGfn: u64, endGfn: u64): void 
     const limit = maxGfnExclusive(bits);
     const end = min(endGfn, limit) + bits;
     wantCuts(entryOf(root), rootEntryLevel(), min(startGfn, limit) + bits, end);
+    if (root.kind == ROOT_MIRROR) {
+      wantScattered(SEPT_TREE, rootEntryLevel(), startGfn, min(endGfn, limit), mayFill);
+      wantTdxZap();
+    }
     wantScattered(entryOf(root), rootEntryLevel(), startGfn + bits, end, mayFill);
     if (ctl.staleRecords != 0) wantScattered(STALE_TREE, 7, startGfn, endGfn, true);
   }
@@ -271,14 +271,17 @@ function settle(root: Root, walkOp: u32): bool {
   const total = hits1 + hits2 + hits3;
   ctl.walkHits += total;
   if (walkOp == WALK_ZAP || walkOp == WALK_ZAP_PASS) {
-    if (total != 0) zapped(root, hits1, hits2, hits3, outside, accepted);
-    if (tablesGone != 0) countTables(root, -(<i64>tablesGone));
+    if (total != 0) zapped(root, hits1, hits2, hits3, outside);
+    if (tablesGone != 0) {
+      countTables(root, -(<i64>tablesGone));
+      if (root.kind == ROOT_MIRROR) tdxFreeTables(tablesGone);
+    }
   }
   return total != 0;
 }
 
-/** Counts leaves that became non-present, and what a private page loses on a TD. */
-function zapped(root: Root, leafs4k: u64, leafs2m: u64, leafs1g: u64, gfnsOutside: u64, acceptedPages: u64): void {
+/** Counts leaves that became non-present. */
+function zapped(root: Root, leafs4k: u64, leafs2m: u64, leafs1g: u64, gfnsOutside: u64): void {
   const base = C_ZAPPED_DIRECT_4K + <i32>root.kind * 3;
   if (leafs4k != 0) {
     count(base, leafs4k);
@@ -294,24 +297,6 @@ function zapped(root: Root, leafs4k: u64, leafs2m: u64, leafs1g: u64, gfnsOutsid
   }
   count(C_GFNS_ZAPPED, leafs4k + leafs2m * 512 + leafs1g * 262144);
   if (gfnsOutside != 0) count(C_GFNS_ZAPPED_OUTSIDE, gfnsOutside);
-  if (root.kind == ROOT_MIRROR) privateLeafsRemoved(leafs4k, acceptedPages);
-}
-
-/**
- * What removing `leafs` mapped 4K private pages costs a TD, and what its guest loses: one BLOCK, TRACK, kick, REMOVE and
- * WBINVD a page; accepted pages lose their content and must be accepted again.
- * Mirrors: tdx_sept_remove_private_spte(), arch/x86/kvm/vmx/tdx.c
- */
-function privateLeafsRemoved(leafs: u64, acceptedPages: u64): void {
-  count(C_RANGE_BLOCK, leafs);
-  if (ctl.tdFinalized != 0) {
-    count(C_TRACK, leafs);
-    count(C_KICKS, leafs);
-  }
-  count(C_PAGE_REMOVE, leafs);
-  count(C_PAGE_WBINVD, leafs);
-  count(C_PRIVATE_PAGES_LOST, acceptedPages);
-  count(C_PRIVATE_PAGES_TO_ACCEPT, acceptedPages);
 }
 
 /**
@@ -387,6 +372,10 @@ function walkInPieces(
   let lastYield = origin;
   // Visits of pieces that ended on the way down to the next entry: they count towards it.
   let carried: f64 = 0;
+  // What goes from the mirror goes from the S-EPT: piece by piece, or (batched) from here on at once.
+  const mirrored = root.kind == ROOT_MIRROR && (walkOp == WALK_ZAP || walkOp == WALK_ZAP_PASS);
+  let batchFrom = origin;
+  let batchHits: u64 = 0;
   while (at < stop) {
     walkFor(walkOp, need, clear, 0, lowest, indexOf(root), root.asId, root.kind, bits, sharedMode);
     let end = stop;
@@ -412,14 +401,32 @@ function walkInPieces(
         ctl.budget = 0;
       }
     }
+    if (mirrored && ctl.traceOn != 0 && ctl.trackBatched == 0) {
+      const run = tdxRunEnd(at, end);
+      if (run < end) {
+        end = run;
+        yieldHere = false;
+        pauseHere = false;
+      }
+    }
     if (end > at) {
       walkPiece(entry, level, at, end, resumed);
-      if (settle(root, walkOp) && owes) {
+      const changed = settle(root, walkOp);
+      if (changed && owes) {
         flush = true;
         ctl.flushOwed = 1;
       }
+      if (mirrored && changed) {
+        if (ctl.trackBatched == 0) tdxZapped(at, end);
+        else batchHits++;
+      }
       resumed = true;
       at = end;
+    }
+    if (batchHits != 0 && (yieldHere || at == stop)) {
+      tdxZapped(batchFrom, at);
+      batchFrom = at;
+      batchHits = 0;
     }
     if (pauseHere) {
       pauseForBudget(at & ~bits);
@@ -833,6 +840,16 @@ function pathTo(root: Root, key: u64, level: i32, nxLevel: i32): usize {
   return entry;
 }
 
+/** Links the table with entries of `level` for `gfn` in a mirror root. Requires: reserveFault(), the S-EPT has it. */
+export function tdpMmuLinkTable(root: Root, gfn: u64, level: i32): void {
+  pathTo(root, gfn, level, 0);
+}
+
+/** Splits the 2M leaf of a mirror root that maps `gfn`, as the S-EPT's was. Requires: reserve() for one path. */
+export function tdpMmuSplitMirror(root: Root, gfn: u64): void {
+  pathTo(root, gfn, 1, 0);
+}
+
 /** Splits the huge leaf that maps `gfn` down to `level` and leaves the child as it is. Requires: reserveFault(). */
 export function tdpMmuSplitTo(root: Root, gfn: u64, level: i32, nxLevel: i32): void {
   tdpMmuCountFault(level);
@@ -951,29 +968,43 @@ export function tdpMmuMapMmio(root: Root, gfn: u64, code: u32, nxLevel: i32): bo
   return true;
 }
 
+/** The side record of a frozen entry that is no 4K entry. */
+const FROZEN_HUGE: u32 = SPTE_FROZEN | 8;
+
+/** Whether the entry that a fault at `gfn` would set, of 4K or 2M, is FROZEN. */
+export function tdpMmuIsFrozen(root: Root, gfn: u64): bool {
+  if (ctl.frozenFaults == 0) return false;
+  return tdpMmuSideCode(root, gfn) == SPTE_FROZEN || tdpMmuSideCode(root, gfn & ~511) == FROZEN_HUGE;
+}
+
 /**
- * Freezes the 4K entry of `gfn` in a mirror root while the module is called. Its change is reported when it thaws.
- * Mirrors: set_external_spte_present()
+ * Freezes the entry of `level` for `gfn` in a mirror root while the module is called. Its change is reported when it
+ * thaws. Mirrors: set_external_spte_present()
  */
-export function tdpMmuFreeze(root: Root, gfn: u64): void {
-  const key = gfn | keyBitsOf(root);
-  const entry = pathTo(root, key, 1, 0);
-  if (sideSet(sideKey(indexOf(root), key), SPTE_FROZEN)) addSide(entry);
+export function tdpMmuFreeze(root: Root, gfn: u64, level: i32): void {
+  const key = gfn & ~(pagesOf(level) - 1);
+  const entry = pathTo(root, key, level, 0);
+  if (level > 1) sideSet(sideKey(indexOf(root), key), FROZEN_HUGE);
+  else if (sideSet(sideKey(indexOf(root), key), SPTE_FROZEN)) addSide(entry);
 }
 
 /** Gives a frozen entry its final value: a leaf with `flags`, or nothing again (flags 0). */
-export function tdpMmuThaw(root: Root, gfn: u64, flags: u32): void {
-  const key = gfn | keyBitsOf(root);
-  const entry = pathTo(root, key, 1, 0);
+export function tdpMmuThaw(root: Root, gfn: u64, level: i32, flags: u32): void {
+  const key = gfn & ~(pagesOf(level) - 1);
+  const entry = pathTo(root, key, level, 0);
   if (ctl.traceOn != 0 && (flags & PRESENT) != 0) {
-    handleChangedSptes(root.asId, root.kind, 1, gfn, SPTE_NONPRESENT, codeOfFlags(flags), 1);
+    handleChangedSptes(root.asId, root.kind, level, key, SPTE_NONPRESENT, codeOfFlags(flags), 1);
   }
   sideDelete(sideKey(indexOf(root), key));
-  dropSide(entry);
+  if (level == 1) dropSide(entry);
   if ((flags & PRESENT) == 0) return;
-  const index = <i32>(key & 511);
-  ltSet(entry, index, index + 1, flags);
-  countLeafs(1, 1);
+  if (level > 1) {
+    setLeaf(entry, level, flags);
+  } else {
+    const index = <i32>(key & 511);
+    ltSet(entry, index, index + 1, flags);
+  }
+  countLeafs(level, 1);
 }
 
 /**
@@ -1020,7 +1051,7 @@ export function tdpMmuSetSpte(kinds: u32, asId: u32, gfn: u64, writable: bool): 
       walkAtOnce(root, gfn, gfn + 1, hit ? WALK_ZAP : WALK_TEST, 0, 0, 1, false, false);
       if (hit) {
         flush = true;
-        if (!writable) {
+        if (!writable && root.kind == ROOT_DIRECT) {
           const readOnly = flags & ~(WRITABLE | HOST_WRITABLE | MMU_WRITABLE | ACCESSED);
           handleChangedSptes(root.asId, root.kind, 1, gfn, SPTE_NONPRESENT, codeOfFlags(readOnly), 1);
           const entry = pathTo(root, gfn | keyBitsOf(root), 1, 0);

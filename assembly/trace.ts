@@ -55,6 +55,12 @@ export const EV_FLUSH_SHADOW_ALL: u32 = 48;
 export const EV_RECLAIMED: u32 = 49;
 export const EV_MARK_MMIO_SPTE: u32 = 50;
 export const EV_ZAP_SP: u32 = 51;
+/** Calls of one leaf function of the TDX module that ended alike. */
+export const EV_SEAMCALL: u32 = 60;
+/** Leaves removed, each by the whole sequence of spec 7.4, straight after the mirror's own change. */
+export const EV_SEPT_REMOVED: u32 = 61;
+/** A broadcast that takes every vCPU out of the guest. */
+export const EV_KICK: u32 = 62;
 
 // What an spte is, in 16 bits: class 0-2; of a leaf, bits 1-7 of its flags at 3-9; of MMIO, its generation at 3-15.
 export const SPTE_NONPRESENT: u32 = 0;

@@ -3,7 +3,6 @@
 // virt/kvm/kvm_main.c (kvm_vcpu_pre_fault_memory)
 
 import {
-  C_PAGES_ACCEPTED,
   C_PF_EMULATE,
   C_PF_FAST,
   C_PF_FIXED,
@@ -13,6 +12,7 @@ import {
   count,
   ctl,
   hasPrivateMem,
+  SEPT_TREE,
   VM_TDX,
 } from './control';
 import { markPageDirty } from './dirty_log';
@@ -33,9 +33,9 @@ import {
   reserveFault,
   scratchFault,
 } from './page_fault';
-import { atEnd, atFlags, atLevel } from './page_table';
+import { atEnd, atFlags, atLevel, treeAt } from './page_table';
 import { ACCESSED, DIRTY, KIND, MMU_WRITABLE, PRESENT, WRITABLE } from './spte';
-import { EINTR, EINVAL, EIO, ENOENT, ENOMEM, STATUS_CAPACITY, STATUS_NO_HANDLE } from './status';
+import { EBUSY, EINTR, EINVAL, EIO, ENOENT, ENOMEM, EOPNOTSUPP, STATUS_CAPACITY, STATUS_NO_HANDLE } from './status';
 import {
   allocRoot,
   indexOf,
@@ -50,12 +50,21 @@ import {
   ROOT_MIRROR,
   Root,
   rootAt,
-  tdpMmuClearBits,
   tdpMmuLook,
   tdpMmuSetBits,
   tdpMmuSideCode,
   tdpMmuWalk,
 } from './tdp_mmu';
+import { tdxVcpuEnter, tdxVcpuExit } from './tdx';
+import {
+  SEPT_BLOCKED,
+  SEPT_PENDING,
+  SEPT_PRESENT,
+  septFlags,
+  septLevel,
+  septUnderBlockedTable,
+  TD_RUNNABLE,
+} from './tdx_module';
 import { codeOfMmio, SPTE_MMIO } from './trace';
 import { Vcpu, vcpuAt } from './vcpus';
 
@@ -86,7 +95,7 @@ export function unloadRoots(vcpu: Vcpu): void {
 }
 
 /** Loads roots if none are loaded: an obsolete one counts as loaded. Mirrors: kvm_mmu_reload() */
-function reloadRoots(vcpu: Vcpu): i32 {
+export function reloadRoots(vcpu: Vcpu): i32 {
   if (vcpu.root != 0) return 0;
   // The mirror root first: the direct one is the newer, and comes first wherever roots are walked.
   if (ctl.vmType == VM_TDX) vcpu.mirrorRoot = takeRoot(ROOT_MIRROR, 0);
@@ -94,11 +103,16 @@ function reloadRoots(vcpu: Vcpu): i32 {
   return vcpu.root == 0 || (ctl.vmType == VM_TDX && vcpu.mirrorRoot == 0) ? -ENOMEM : 0;
 }
 
+/** Of enterGuest(): the module or KVM held the vCPU off; it tries again. */
+export const ENTER_AGAIN: i32 = 1;
+
 /**
- * What KVM_RUN does before it enters: obsolete roots go, new ones are loaded, owed flushes are done.
+ * What KVM_RUN does before it enters: obsolete roots go, new ones are loaded, owed flushes are done. A TD is entered
+ * through its module. Returns 0, ENTER_AGAIN or -errno (-EINVAL: a TD that is not finalized).
  * Mirrors: vcpu_enter_guest(), arch/x86/kvm/x86.c
  */
-function enterGuest(vcpu: Vcpu): i32 {
+export function enterGuest(vcpu: Vcpu): i32 {
+  if (ctl.vmType == VM_TDX && ctl.tdState != TD_RUNNABLE) return -EINVAL;
   if (vcpu.root != 0 && rootAt(vcpu.root - 1).invalid != 0) unloadRoots(vcpu);
   const error = reloadRoots(vcpu);
   if (error != 0) return error;
@@ -107,7 +121,15 @@ function enterGuest(vcpu: Vcpu): i32 {
     count(C_TLB_FLUSH, 1);
   }
   flushIfAsked(vcpu);
+  if (ctl.vmType == VM_TDX && !tdxVcpuEnter(vcpu)) return ENTER_AGAIN;
   return 0;
+}
+
+/** Out again; a vCPU that was told to run guest code is back inside. */
+export function leaveGuest(vcpu: Vcpu): void {
+  if (ctl.vmType != VM_TDX) return;
+  if (vcpu.inGuest == 0) tdxVcpuExit(vcpu);
+  else if (ctl.dead == 0) tdxVcpuEnter(vcpu);
 }
 
 function flushIfAsked(vcpu: Vcpu): void {
@@ -119,7 +141,10 @@ function flushIfAsked(vcpu: Vcpu): void {
 /** KVM_RUN without an access. */
 export function vcpuRun(index: u32): i32 {
   if (index >= ctl.vcpuCount) return STATUS_NO_HANDLE;
-  return enterGuest(vcpuAt(index));
+  const vcpu = vcpuAt(index);
+  const entered = enterGuest(vcpu);
+  leaveGuest(vcpu);
+  return min(entered, 0);
 }
 
 /** Marks a vCPU as running guest code (flushes kick it), or as not. */
@@ -128,7 +153,9 @@ export function vcpuSetInGuest(index: u32, on: u32): i32 {
   const vcpu = vcpuAt(index);
   if (on != 0) {
     const error = enterGuest(vcpu);
-    if (error != 0) return error;
+    if (error != 0) return error < 0 ? error : -EBUSY;
+  } else {
+    tdxVcpuExit(vcpu);
   }
   vcpu.inGuest = on;
   return 0;
@@ -215,22 +242,35 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
   const isTd = ctl.vmType == VM_TDX;
   const mirrored = isTd && privateMode != 0;
   const reachable = gfn < maxGfnExclusive(mirrored ? 0 : ctl.directBits);
+  let inKvm = false;
   for (let attempt = 0; attempt < 16; attempt++) {
-    const entered = enterGuest(vcpu);
-    if (entered != 0) return exitWith(EXIT_ERROR, 0, entered);
+    if (!inKvm) {
+      const entered = enterGuest(vcpu);
+      if (entered < 0) return exitWith(EXIT_ERROR, 0, entered);
+      if (entered != 0) continue;
+    }
     const root = rootAt((mirrored ? vcpu.mirrorRoot : vcpu.root) - 1);
     let present = false;
     let stale = MMIO_NONE;
-    if (reachable) {
+    if (mirrored && reachable) {
+      // What the guest meets is the S-EPT, not the mirror.
+      const state = septUnderBlockedTable(gfn) ? 0 : septFlags(gfn);
+      if (!inKvm && (state & (SEPT_PRESENT | SEPT_BLOCKED)) == SEPT_PRESENT) {
+        if ((state & SEPT_PENDING) != 0) {
+          if (ctl.septVeDisable == 0) return exitWith(EXIT_VE, 8, 0);
+          ctl.dead = 1;
+          return exitWith(EXIT_ERROR, 8, -EIO);
+        }
+        vcpu.eptFaults = 0;
+        touch(vcpu, root, gfn, access, PRESENT);
+        return EXIT_DONE;
+      }
+      count(C_PF_TAKEN, 1);
+    } else if (reachable) {
       tdpMmuLook(root, gfn);
       const flags = atFlags;
       const level = atLevel;
       present = (flags & PRESENT) != 0;
-      if (present && root.kind == ROOT_MIRROR && (flags & KIND) != 0) {
-        if (ctl.septVeDisable == 0) return exitWith(EXIT_VE, 8, 0);
-        ctl.dead = 1;
-        return exitWith(EXIT_ERROR, 8, -EIO);
-      }
       if (present && accessAllowed(flags, access)) {
         touch(vcpu, root, gfn, access, flags);
         return EXIT_DONE;
@@ -247,12 +287,18 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
     } else {
       count(C_PF_TAKEN, 1);
     }
+    if (isTd) {
+      tdxVcpuExit(vcpu);
+      if (mirrored && !inKvm && vcpu.eptFaults < 1000) vcpu.eptFaults++;
+    }
     const fault = scratchFault();
     initFault(fault, vcpuIndex, gfn, access, stale == MMIO_STALE ? 0 : privateMode, false);
     // A fault through a stale MMIO spte is never told to be private.
     if (stale == MMIO_STALE) fault.isPrivate = 0;
     let result = faultBegin(fault);
     if (result == 0) result = faultFinish(fault, false);
+    // Going in without progress is what zero-step mitigation counts: KVM tries private faults again by itself.
+    inKvm = mirrored && result == RET_PF_RETRY && ctl.zeroStepLocalRetry != 0;
     if (result == RET_PF_FIXED) count(C_PF_FIXED, 1);
     else if (result == RET_PF_SPURIOUS) count(C_PF_SPURIOUS, 1);
     else if (result == RET_PF_EMULATE) {
@@ -273,10 +319,16 @@ function touchRun(vcpu: Vcpu, gfn: u64, limit: f64, access: u32, privateMode: u3
   const bits = mirrored ? 0 : ctl.directBits;
   if (gfn >= maxGfnExclusive(bits)) return 0;
   const root = rootAt((mirrored ? vcpu.mirrorRoot : vcpu.root) - 1);
-  tdpMmuWalk(root, gfn);
+  if (mirrored) {
+    if (ctl.septTablesBlocked != 0) return 0;
+    treeAt(SEPT_TREE, septLevel(), gfn);
+    if (atFlags != SEPT_PRESENT) return 0;
+    vcpu.eptFaults = 0;
+  } else {
+    tdpMmuWalk(root, gfn);
+    if ((atFlags & PRESENT) == 0 || !accessAllowed(atFlags, access)) return 0;
+  }
   const flags = atFlags;
-  if ((flags & PRESENT) == 0 || !accessAllowed(flags, access)) return 0;
-  if (root.kind == ROOT_MIRROR && (flags & KIND) != 0) return 0;
   const slot = gfnToMemslot(vcpu.asId, gfn);
   if (slot === null) return 0;
   let end = min(atEnd - bits, slot.baseGfn + slot.npages);
@@ -297,6 +349,20 @@ function touchRun(vcpu: Vcpu, gfn: u64, limit: f64, access: u32, privateMode: u3
 export function vcpuAccess(index: u32, gfn: u64, access: u32, privateMode: u32, accesses: f64, strideGfns: u64): i32 {
   if (index >= ctl.vcpuCount) return STATUS_NO_HANDLE;
   const vcpu = vcpuAt(index);
+  const exit = accessAll(index, vcpu, gfn, access, privateMode, accesses, strideGfns);
+  leaveGuest(vcpu);
+  return exit;
+}
+
+function accessAll(
+  index: u32,
+  vcpu: Vcpu,
+  gfn: u64,
+  access: u32,
+  privateMode: u32,
+  accesses: f64,
+  strideGfns: u64,
+): i32 {
   const direct = ctl.directBits;
   let done: f64 = 0;
   while (done < accesses) {
@@ -351,6 +417,8 @@ function leftOver(gpa: u64, size: u64): void {
 
 function preFault(index: u32, gpa: u64, size: u64, flags: u64): i32 {
   leftOver(gpa, size);
+  // Mirrors: pre_fault_allowed, arch/x86/kvm/x86.c
+  if (ctl.vmType == VM_TDX && ctl.tdState != TD_RUNNABLE) return -EOPNOTSUPP;
   if (flags != 0) return -EINVAL;
   if ((gpa & 4095) != 0 || (size & 4095) != 0 || gpa + size <= gpa) return -EINVAL;
   const vcpu = vcpuAt(index);
@@ -391,80 +459,6 @@ function preFault(index: u32, gpa: u64, size: u64, flags: u64): i32 {
   return size < whole ? 0 : result;
 }
 
-// --- TDG.MEM.PAGE.ACCEPT ---------------------------------------------------------------------------------------------
-
-/**
- * The guest accepts the 4K pages of [startGfn, endGfn): each is mapped first if it is not, becomes MAPPED and zeroed.
- * Returns 0; result0 is how many were PENDING, result1 how many had been accepted before.
- */
-export function vcpuAccept(index: u32, startGfn: u64, endGfn: u64): i32 {
-  if (index >= ctl.vcpuCount) return STATUS_NO_HANDLE;
-  if (ctl.vmType != VM_TDX || endGfn <= startGfn || endGfn > ctl.directBits) return -EINVAL;
-  if (!reserveFault()) return STATUS_CAPACITY;
-  const vcpu = vcpuAt(index);
-  const entered = enterGuest(vcpu);
-  if (entered != 0) return entered;
-  let pending: f64 = 0;
-  let already: f64 = 0;
-  let gfn = startGfn;
-  ctl.result0 = 0;
-  ctl.result1 = 0;
-  while (gfn < endGfn) {
-    // The guest accepts page by page: those before this one are accepted.
-    if (gfn > startGfn && !reserveFault()) return exitAccept(gfn, -ENOMEM);
-    const root = rootAt(vcpu.mirrorRoot - 1);
-    tdpMmuWalk(root, gfn);
-    if ((atFlags & PRESENT) == 0) {
-      // TD exit "EPT violation, accept": KVM maps the page, the guest tries again.
-      const fault = scratchFault();
-      initFault(fault, index, gfn, 0, 1, false);
-      fault.limitPages = <u32>min(endGfn - gfn, 0xffffffff);
-      count(C_PF_TAKEN, 1);
-      let result = faultBegin(fault);
-      if (result == 0) result = faultFinish(fault, false);
-      if (result == RET_PF_MEMORY_FAULT) return exitAccept(gfn, fault.error);
-      if (result == RET_PF_RETRY) return exitAccept(gfn, -EINTR);
-      if (result < 0) return exitAccept(gfn, result);
-      count(C_PF_FIXED, fault.runPages);
-      count(C_PF_TAKEN, fault.runPages - 1);
-      tdpMmuWalk(root, gfn);
-    }
-    const end = min(atEnd, endGfn);
-    if (atFlags & KIND) {
-      tdpMmuClearBits(root, gfn, end, KIND);
-      acceptContent(vcpu, gfn, end);
-      pending += <f64>(end - gfn);
-      count(C_PAGES_ACCEPTED, end - gfn);
-    } else {
-      already += <f64>(end - gfn);
-    }
-    gfn = end;
-    ctl.result0 = pending;
-    ctl.result1 = already;
-  }
-  return 0;
-}
-
-function exitAccept(gfn: u64, error: i32): i32 {
-  ctl.result2 = <f64>gfn;
-  return error;
-}
-
-/** Accepted pages hold the zeroes that the guest asked for: content, until they are removed. */
-function acceptContent(vcpu: Vcpu, startGfn: u64, endGfn: u64): void {
-  let gfn = startGfn;
-  while (gfn < endGfn) {
-    const slot = gfnToMemslot(vcpu.asId, gfn);
-    if (slot === null) {
-      gfn++;
-      continue;
-    }
-    const end = min(endGfn, slot.baseGfn + slot.npages);
-    gmemContentWritten(slot, gfn, end);
-    gfn = end;
-  }
-}
-
 // --- A fault in two phases -------------------------------------------------------------------------------------------
 
 /** Takes the sequence number and the page. Returns the fault's id, or a negative status. */
@@ -477,6 +471,8 @@ export function vcpuBeginFault(index: u32, gfn: u64, access: u32, privateMode: u
   const vcpu = vcpuAt(index);
   const error = reloadRoots(vcpu);
   if (error != 0) return error;
+  if (ctl.vmType == VM_TDX && ctl.tdState != TD_RUNNABLE) return -EINVAL;
+  tdxVcpuExit(vcpu);
   const fault = faultAt(id);
   memory.fill(changetype<usize>(fault), 0, offsetof<Fault>());
   let mode = privateMode;
@@ -531,7 +527,16 @@ export function vcpuFinishFault(id: u32): i32 {
   ctl.result2 = <f64>fault.error;
   ctl.result3 = <f64>fault.seq;
   fault.stage = 0;
+  backInside(fault);
   return result;
+}
+
+/** The fault is over: a vCPU that runs guest code goes in again. */
+function backInside(fault: Fault): void {
+  const vcpu = vcpuAt(fault.vcpu);
+  if (ctl.vmType != VM_TDX || vcpu.inGuest == 0 || ctl.dead != 0) return;
+  if (fault.result == RET_PF_RETRY && fault.isPrivate != 0 && vcpu.eptFaults < 1000) vcpu.eptFaults++;
+  tdxVcpuEnter(vcpu);
 }
 
 /** Gives a fault up. */
@@ -543,5 +548,6 @@ export function vcpuDropFault(id: u32): i32 {
     faultThaw(fault);
   }
   fault.stage = 0;
+  backInside(fault);
   return 0;
 }

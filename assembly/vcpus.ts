@@ -13,13 +13,23 @@ export class Vcpu {
   everRun: u32;
   flushEpoch: u32;
   inGuest: u32;
-  pad: u32;
+  /** Inside the TD: counted among the readers of tdEpoch. */
+  inTd: u32;
   mmioValid: u32;
   mmioGfn: u64;
   mmioGeneration: u32;
-  dead: u32;
-  pad0: u64;
-  pad1: u64;
+  /** EPT faults without progress, for zero-step mitigation; ENTERING while such an entry holds the tree. */
+  eptFaults: u32;
+  tdEpoch: u64;
+  /** An ACCEPT between its two steps: gfn and, in the top bits, its level. */
+  acceptGfnLevel: u64;
+
+  get acceptLevel(): u32 {
+    return <u32>(this.acceptGfnLevel >> 60);
+  }
+  get acceptGfn(): u64 {
+    return this.acceptGfnLevel & (((<u64>1) << 60) - 1);
+  }
 }
 if (offsetof<Vcpu>() != 64) ERROR('Vcpu is no longer 64 bytes: redraw it');
 

@@ -3,16 +3,38 @@
 //                                  default     sw-protected  snp                       tdx
 //   vendorRootsOfRange()           direct      direct        direct                    by the filter form
 //   vendorZapsForAttributes()      (no attr.)  yes           not under the RFC         yes
-//   vendorLeafsZapped()            –           –             –                         private content is lost
+//   vendorSplitForZap()            –           –             –                         private leaves at the ends
 //
 // What a range says about the mappings it means (its selector) stands here too, as the vendor is who reads it.
 // Mirrors: struct kvm_gfn_range (include/linux/kvm_host.h), the set_memory_attributes callback of the RFC's v3 (spec 2.5)
 
-import { ctl, FORM_ATTR_FILTER, FORM_GMEM_V13, FORM_RFC_V4, FORM_TDX_V18, VM_SNP, VM_TDX } from './control';
-import { gmemAt, PAGE_RESIDENT, PAGE_WRITTEN, PAGES_LEVEL, pagesTree } from './gmems';
-import { Memslot } from './memslots';
-import { treeModify } from './page_table';
-import { ROOTS_BOTH, ROOTS_DIRECT, ROOTS_MIRROR } from './tdp_mmu';
+import {
+  ctl,
+  FORM_ATTR_FILTER,
+  FORM_GMEM_V13,
+  FORM_RFC_V4,
+  FORM_TDX_V18,
+  VM_SNP,
+  VM_TDX,
+  ZAP_SPLIT_BOUNDARY,
+  ZAP_WHOLE_LEAF,
+} from './control';
+import { atEnd, atFlags, atLevel } from './page_table';
+import { PRESENT } from './spte';
+import {
+  findRoot,
+  ROOT_MIRROR,
+  ROOTS_BOTH,
+  ROOTS_DIRECT,
+  ROOTS_MIRROR,
+  Root,
+  tdpMmuCountFault,
+  tdpMmuCountWalk,
+  tdpMmuSplitMirror,
+  tdpMmuWalk,
+} from './tdp_mmu';
+import { tdxSeptSplit } from './tdx';
+import { TDX_SUCCESS } from './tdx_module';
 
 export const KVM_FILTER_SHARED: u32 = 1;
 export const KVM_FILTER_PRIVATE: u32 = 2;
@@ -78,15 +100,36 @@ export function vendorZapsForAttributes(): bool {
   return !(ctl.vmType == VM_SNP && ctl.filterForm == FORM_RFC_V4);
 }
 
-/** Leaves of [startGfn, endGfn) of `slot` were zapped in `roots`: what that does to the content behind them. */
-export function vendorLeafsZapped(slot: Memslot, startGfn: u64, endGfn: u64, roots: u32): void {
-  if (ctl.vmType == VM_TDX && (roots & ROOTS_MIRROR) != 0) tdxContentLost(slot, startGfn, endGfn);
+/**
+ * Before a zap of [startGfn, endGfn) in `roots`: splits the private huge leaves that the policy says, so that none is
+ * zapped beyond the range. Returns false if the module failed: nothing is to be zapped then. Source: spec 7.10, 11.3.
+ */
+export function vendorSplitForZap(startGfn: u64, endGfn: u64, roots: u32): bool {
+  if (ctl.privateHugePages == 0 || ctl.zapPolicy == ZAP_WHOLE_LEAF || (roots & ROOTS_MIRROR) == 0) return true;
+  const root = findRoot(ROOT_MIRROR, 0);
+  if (root === null) return true;
+  if (ctl.zapPolicy == ZAP_SPLIT_BOUNDARY) {
+    if ((startGfn & 511) != 0 && !splitAt(root, startGfn)) return false;
+    return (endGfn & 511) == 0 || splitAt(root, endGfn - 1);
+  }
+  tdpMmuCountWalk(root, startGfn, endGfn, 2);
+  let gfn = startGfn;
+  while (gfn < endGfn) {
+    tdpMmuWalk(root, gfn);
+    const end = atEnd;
+    if ((atFlags & PRESENT) != 0 && atLevel == 2) {
+      for (; gfn < min(end, endGfn); gfn = (gfn | 511) + 1) if (!splitAt(root, gfn)) return false;
+    }
+    gfn = end;
+  }
+  return true;
 }
 
-/** A TD's pages lose their content with their mapping: REMOVE gives them back unreadable. */
-function tdxContentLost(slot: Memslot, startGfn: u64, endGfn: u64): void {
-  if (slot.gmem == 0) return;
-  const offset = slot.gmemPgoff - slot.baseGfn;
-  const tree = pagesTree(gmemAt(slot.gmem - 1));
-  treeModify(tree, PAGES_LEVEL, startGfn + offset, endGfn + offset, PAGE_RESIDENT | PAGE_WRITTEN, PAGE_WRITTEN, 0);
+function splitAt(root: Root, gfn: u64): bool {
+  if (ctl.zapPolicy == ZAP_SPLIT_BOUNDARY) tdpMmuCountFault(1);
+  tdpMmuWalk(root, gfn);
+  if ((atFlags & PRESENT) == 0 || atLevel != 2) return true;
+  if (tdxSeptSplit(gfn & ~511) != TDX_SUCCESS) return false;
+  tdpMmuSplitMirror(root, gfn);
+  return true;
 }

@@ -4,26 +4,24 @@
 import { recoverNxHugePages } from './collapse';
 import {
   C_LOCK_SECTIONS,
-  C_PAGE_RECLAIM,
-  C_TABLES_FREED,
   count,
-  counter,
   ctl,
   FORM_GMEM_V13,
   FORM_TDX_V18,
-  hasMirroredTdp,
+  INHIBIT_TREE,
   PROFILE_6_12,
   PROFILE_6_16,
+  SEPT_TREE,
   VM_TDX,
 } from './control';
 import { gmemRelease } from './guest_memfd';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { RING_BASE, TRACE_RECORD_BYTES } from './layout';
 import { invalidateRoots, zapAllFast, zapInvalidatedRoots } from './memory_region';
-import { BY_GFN, endGfnOf, firstPlaceByGfn, memslotAt, slotAtPlace, slotCount } from './memslots';
+import { endGfnOf, memslotAt } from './memslots';
 import { ageGfn, setSpteGfn, testAgeGfn, unmapGfnRange } from './mmu';
-import { reserve } from './page_table';
-import { EINVAL, EOPNOTSUPP, STATUS_CAPACITY, STATUS_DESTROYED } from './status';
+import { freeSubtree, reserve } from './page_table';
+import { EINVAL, EIO, EOPNOTSUPP, STATUS_CAPACITY, STATUS_DESTROYED } from './status';
 import {
   ALL_AS,
   nextRoot,
@@ -34,11 +32,13 @@ import {
   tdpMmuUnmapRange,
   tdpMmuZapRoot,
 } from './tdp_mmu';
+import { tdxReleaseHkid } from './tdx';
+import { septInit, septLevel, TD_BUILD, TD_RUNNABLE } from './tdx_module';
 import { flushRemoteTlbs, flushRemoteTlbsRange } from './tlb';
 import { EV_FLUSH_SHADOW_ALL, EV_RECLAIMED, EV_ZAP_ALL, trace } from './trace';
 import { unloadRoots } from './vcpu';
 import { vcpuAt } from './vcpus';
-import { ONLY_PRIVATE, ONLY_SHARED, vendorLeafsZapped } from './vendor';
+import { ONLY_PRIVATE, ONLY_SHARED } from './vendor';
 
 /** Written by vmCreate() first: a snapshot of another layout is refused by it. */
 export const LAYOUT_VERSION: u32 = 2;
@@ -73,7 +73,12 @@ export function vmCreate(
   ctl.gpaw = gpaw;
   const width = vmType == VM_TDX ? gpaw : maxphyaddr;
   ctl.rootLevel = width <= 48 ? 4 : 5;
-  if (vmType == VM_TDX) ctl.directBits = (<u64>1) << (gpaw - 1 - 12);
+  if (vmType == VM_TDX) {
+    ctl.directBits = (<u64>1) << (gpaw - 1 - 12);
+    ctl.tdState = TD_RUNNABLE;
+    ctl.tdEpoch = 1;
+    septInit();
+  }
   ctl.asCount = vmType == 0 ? 2 : 1;
   ctl.vcpuCount = vcpus;
   ctl.slotsPagesMax = <u64>slotsPagesMax;
@@ -82,7 +87,8 @@ export function vmCreate(
   ctl.quirkSlotZapAll = 1;
   ctl.eagerPageSplit = 1;
   ctl.mmioCaching = 1;
-  ctl.tdFinalized = 1;
+  ctl.zeroStepLocalRetry = 1;
+  ctl.packages = 1;
   ctl.budget = Infinity;
   ctl.yieldGfn = -1;
   ctl.mmioGen0 = 0;
@@ -116,9 +122,14 @@ export const OPTION_EAGER_PAGE_SPLIT: u32 = 4;
 export const OPTION_MMIO_CACHING: u32 = 5;
 export const OPTION_TRACE: u32 = 6;
 export const OPTION_FAIL_RESERVATION: u32 = 7;
-export const OPTION_TD_FINALIZED: u32 = 8;
+export const OPTION_TD_BUILD: u32 = 8;
 /** For tests: how many blocks of 64 bytes the arena may still hand out. */
 export const OPTION_SPARE_BLOCKS: u32 = 9;
+export const OPTION_PRIVATE_HUGE_PAGES: u32 = 10;
+export const OPTION_ZAP_POLICY: u32 = 11;
+export const OPTION_TRACK_BATCHED: u32 = 12;
+export const OPTION_ZERO_STEP_LOCAL_RETRY: u32 = 13;
+export const OPTION_PACKAGES: u32 = 14;
 export function vmSetOption(option: u32, value: u32): i32 {
   switch (option) {
     case OPTION_HUGEPAGE_GUARD:
@@ -148,8 +159,23 @@ export function vmSetOption(option: u32, value: u32): i32 {
     case OPTION_SPARE_BLOCKS:
       ctl.arenaBlocks = min(ctl.arenaBlocks, ctl.arenaNext + value);
       return 0;
-    case OPTION_TD_FINALIZED:
-      ctl.tdFinalized = value;
+    case OPTION_TD_BUILD:
+      ctl.tdState = value != 0 ? TD_BUILD : TD_RUNNABLE;
+      return 0;
+    case OPTION_PRIVATE_HUGE_PAGES:
+      ctl.privateHugePages = value;
+      return 0;
+    case OPTION_ZAP_POLICY:
+      ctl.zapPolicy = value;
+      return 0;
+    case OPTION_TRACK_BATCHED:
+      ctl.trackBatched = value;
+      return 0;
+    case OPTION_ZERO_STEP_LOCAL_RETRY:
+      ctl.zeroStepLocalRetry = value;
+      return 0;
+    case OPTION_PACKAGES:
+      ctl.packages = value;
       return 0;
     default:
       return -EINVAL;
@@ -171,6 +197,9 @@ export function vmRecoverNxHugePages(limit: u32): i32 {
 }
 
 const KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: u32 = 168;
+const KVM_CAP_EXIT_HYPERCALL: u32 = 201;
+/** 1 << KVM_HC_MAP_GPA_RANGE, the one hypercall that userspace can ask for. */
+const KVM_EXIT_HYPERCALL_VALID_MASK: u64 = 1 << 12;
 const KVM_CAP_DISABLE_QUIRKS2: u32 = 213;
 const KVM_X86_QUIRK_SLOT_ZAP_ALL: u64 = 1 << 7;
 /** The quirks that 6.12 knows: bits 0 to 7. */
@@ -182,6 +211,11 @@ export function vmEnableCap(cap: u32, flags: u64, arg0: u64): i32 {
     const allowed: u64 = (arg0 & 1) != 0 ? 3 : 1;
     if (arg0 & ~allowed) return -EINVAL;
     ctl.manualDirtyLog = <u32>arg0;
+    return 0;
+  }
+  if (cap == KVM_CAP_EXIT_HYPERCALL) {
+    if (arg0 & ~KVM_EXIT_HYPERCALL_VALID_MASK) return -EINVAL;
+    ctl.exitHypercall = <u32>arg0;
     return 0;
   }
   if (cap == KVM_CAP_DISABLE_QUIRKS2) {
@@ -231,6 +265,7 @@ export function vmGfnRange(
   else result = setSpteGfn(slot, start, end, arg, selector);
   // The flush that a true asks for is the caller's from here on.
   if (result) ctl.flushOwed = 0;
+  if (ctl.splitFailed != 0) return -EIO;
   return result ? 1 : 0;
 }
 
@@ -248,13 +283,6 @@ export function vmZapGfnRange(startGfn: f64, endGfn: f64): i32 {
   mmuInvalidateRangeAdd(start, end);
   const kinds = ctl.filterForm == FORM_TDX_V18 ? ROOTS_DIRECT : ROOTS_BOTH;
   const flush = tdpMmuUnmapRange(kinds, ALL_AS, start, end, true, true, false);
-  if (hasMirroredTdp() && kinds == ROOTS_BOTH) {
-    for (let place = firstPlaceByGfn(0, start); place < slotCount(0); place++) {
-      const slot = slotAtPlace(0, BY_GFN, place);
-      if (slot.baseGfn >= end) break;
-      vendorLeafsZapped(slot, max(start, slot.baseGfn), min(end, endGfnOf(slot)), kinds);
-    }
-  }
   if (flush) flushRemoteTlbsRange(start, end - start);
   mmuInvalidateEnd();
   return 0;
@@ -289,8 +317,8 @@ export function vmReleaseGmem(fd: i32, serial: u32): i32 {
 }
 
 /**
- * Zaps the direct trees, then frees every root: of a TD the mirror tables go last, after the key is released, each page
- * reclaimed. Mirrors: kvm_arch_flush_shadow_all(), kvm_mmu_uninit_tdp_mmu(), tdx_vm_destroy()
+ * Zaps the direct trees, then frees every root: of a TD the key is released in between, and each mirror table reclaimed.
+ * Mirrors: kvm_arch_flush_shadow_all(), tdx_mmu_release_hkid(), kvm_mmu_uninit_tdp_mmu()
  */
 function tearDown(): void {
   trace(EV_FLUSH_SHADOW_ALL, 0, 0, 0);
@@ -303,6 +331,7 @@ function tearDown(): void {
     root = nextRoot(sequence);
   }
   trace(EV_RECLAIMED, 0, 0, 0);
+  if (ctl.vmType == VM_TDX) tdxReleaseHkid();
   for (let index: u32 = 0; index < ctl.vcpuCount; index++) unloadRoots(vcpuAt(index));
   invalidateRoots(ROOT_DIRECT);
   root = nextRoot(0);
@@ -310,11 +339,12 @@ function tearDown(): void {
     if (root.kind == ROOT_MIRROR) root.invalid = 1;
     root = nextRoot(root.sequence);
   }
-  const freed = counter(C_TABLES_FREED);
-  const mirrored = ctl.vmType == VM_TDX;
   // 6.16 frees exclusively; 6.12 walks the direct roots once more in shared mode. Mirror tables never go in shared mode.
   zapInvalidatedRoots(ctl.profile != PROFILE_6_16);
-  if (mirrored) count(C_PAGE_RECLAIM, counter(C_TABLES_FREED) - freed);
+  if (ctl.vmType == VM_TDX) {
+    freeSubtree(SEPT_TREE, septLevel());
+    freeSubtree(INHIBIT_TREE, 6);
+  }
   ctl.flushOwed = 0;
   // The notifier is gone with the slots: the host lives on alone.
   ctl.slotCount0 = 0;

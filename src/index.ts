@@ -9,8 +9,27 @@ export { GuestMemfd } from './guest-memfd.ts';
 export { type Advice, type HostKind, HostMemory, type HvaRange } from './host-memory.ts';
 export type { CheckFinding, LeafRun, WalkEntry } from './inspect.ts';
 export * from './scenario.ts';
+export {
+  type CallableLeaf,
+  type LeafName,
+  type SeptRun,
+  type SeptState,
+  type TdOptions,
+  TdxModule,
+  type TdxStatus,
+  type TrackPolicy,
+  type ZapPolicy,
+} from './tdx.ts';
 export { type GfnRangeCall, type SpteChanged, type SpteMeaning, spteMeaning, type TraceEvent } from './trace.ts';
-export { type Access, type AccessKind, type Exit, type FaultResult, Vcpu } from './vcpu.ts';
+export {
+  type Access,
+  type AccessKind,
+  type Exit,
+  type FaultResult,
+  type MapGpaExit,
+  type MapGpaResult,
+  Vcpu,
+} from './vcpu.ts';
 export {
   type CreateVmOptions,
   createVm,

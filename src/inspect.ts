@@ -1,5 +1,6 @@
 // Read-only views for people: leaves as runs, a walk, what the oracle found.
 
+import { type SeptRun, septStateOf } from './tdx.ts';
 import { leafMeaning, type SpteMeaning, spteMeaning } from './trace.ts';
 
 /** `count` leaves of `level` from `gfn` on, alike in flags. */
@@ -26,7 +27,7 @@ export interface WalkEntry {
 
 /** Something that must not be, and where. */
 export interface CheckFinding {
-  kind: 'stale-backing' | 'kind-mismatch' | 'unflushed' | 'mirror-disagrees';
+  kind: 'stale-backing' | 'kind-mismatch' | 'unflushed' | 'mirror-disagrees' | 'sept-disagrees';
   asId: number;
   root: 'direct' | 'mirror';
   gfn: number;
@@ -70,6 +71,24 @@ export function decodeLeafs(
   return next;
 }
 
+/** As decodeLeafs(), for the S-EPT's records. */
+export function decodeSept(doubles: Float64Array, count: number, runs: SeptRun[]): number {
+  let next = 0;
+  for (let record = 0; record < count; record++) {
+    const at = record * RECORD_DOUBLES;
+    const level = doubles[at];
+    const gfn = doubles[at + 1];
+    const leafs = doubles[at + 2];
+    const state = septStateOf(doubles[at + 3]);
+    const pages = 512 ** (level - 1);
+    next = gfn + leafs * pages;
+    const last = runs[runs.length - 1];
+    if (last?.state === state && last.level === level && last.gfn + last.count * pages === gfn) last.count += leafs;
+    else runs.push({ level, gfn, count: leafs, state });
+  }
+  return next;
+}
+
 export function decodeWalk(doubles: Float64Array, count: number, mirror: boolean): WalkEntry[] {
   const entries: WalkEntry[] = [];
   for (let record = 0; record < count; record++) {
@@ -87,12 +106,13 @@ export function decodeWalk(doubles: Float64Array, count: number, mirror: boolean
   return entries;
 }
 
-const FINDINGS = ['stale-backing', 'kind-mismatch', 'unflushed', 'mirror-disagrees'] as const;
+const FINDINGS = ['stale-backing', 'kind-mismatch', 'unflushed', 'mirror-disagrees', 'sept-disagrees'] as const;
 const MEANS: Readonly<Record<CheckFinding['kind'], string>> = {
   'stale-backing': 'leaves map a page that was freed or replaced',
   'kind-mismatch': 'leaves are of the other kind than the attribute of their gfns',
   unflushed: 'translations were zapped, and nobody owes or did the flush',
   'mirror-disagrees': 'mirror leaves have no private page behind them',
+  'sept-disagrees': 'the mirror and the S-EPT disagree on what is mapped, or a leaf is blocked',
 };
 
 export function decodeCheck(doubles: Float64Array, count: number, capacity: number): CheckFinding[] {

@@ -1,5 +1,7 @@
 // From the ring's bytes to typed events, in the kernel's order and with its names.
 
+import { LEAF_NAMES, type LeafName, STATUS_NAMES, type TdxStatus } from './tdx.ts';
+
 /** What an spte is. The booleans are all false unless it is a leaf. */
 export interface SpteMeaning {
   readonly class: 'nonpresent' | 'mmio' | 'frozen' | 'table' | 'leaf';
@@ -11,8 +13,6 @@ export interface SpteMeaning {
   readonly mmuWritable: boolean;
   /** On a direct root: backed by guest_memfd. Every leaf of a mirror root is private. */
   readonly private: boolean;
-  /** On a mirror root: not accepted by the guest. */
-  readonly pending: boolean;
   readonly mmioGeneration?: number;
 }
 
@@ -76,7 +76,16 @@ export type TraceEvent =
   | Named<'flush_shadow_memslot', { slot: number; gfn: number; npages: number }>
   | Named<'mmio_gen', { generation: number }>
   | Named<'gmem_inval_begin', { start: number; end: number | bigint }>
-  | Named<'mark_mmio_spte', { gfn: number }>;
+  | Named<'mark_mmio_spte', { gfn: number }>
+  /** `count` calls of `leaf` that ended alike, on entries of `level` from `gfn` on. */
+  | Named<'seamcall', { leaf: LeafName; status: TdxStatus; gfn: number; level: number; count: number }>
+  /**
+   * `count` leaves removed from the S-EPT, the first at `gfn`, straight after the mirror's own changes: each by BLOCK, TRACK
+   * and kick (if the TD is runnable; once for all if `batched`), REMOVE and WBINVD.
+   */
+  | Named<'sept_removed', { gfn: number; level: number; count: number; tracked: boolean; batched: boolean }>
+  /** All vCPUs were asked out of the guest; `inside` got an IPI. */
+  | Named<'kick', { inside: number }>;
 
 const CLASSES = ['nonpresent', 'mmio', 'frozen', 'table', 'leaf'] as const;
 const meanings = new Map<number, SpteMeaning>();
@@ -97,7 +106,6 @@ export function spteMeaning(code: number, mirror: boolean): SpteMeaning {
       hostWritable: bit(6),
       mmuWritable: bit(7),
       private: mirror ? leaf : bit(9),
-      pending: mirror && bit(9),
       ...((code & 7) === 1 ? { mmioGeneration: code >> 3 } : {}),
     });
     meanings.set(key, meaning);
@@ -216,6 +224,29 @@ const DECODERS = new Map<number, Decode>([
   [49, plain('reclaimed')],
   [50, (_small, _word, quad) => ({ name: 'mark_mmio_spte', gfn: quad(0) })],
   [51, (_small, word, quad) => ({ name: 'zap_sp', level: word, gfn: quad(0) })],
+  [
+    60,
+    (small, word, quad) => ({
+      name: 'seamcall',
+      leaf: LEAF_NAMES[small & 63],
+      status: STATUS_NAMES[(small >> 6) & 63],
+      gfn: quad(0),
+      level: small >> 12,
+      count: word,
+    }),
+  ],
+  [
+    61,
+    (small, word, quad) => ({
+      name: 'sept_removed',
+      gfn: quad(0),
+      level: small >> 12,
+      count: word,
+      tracked: (small & 1) !== 0,
+      batched: (small & 2) !== 0,
+    }),
+  ],
+  [62, (_small, word) => ({ name: 'kick', inside: word })],
 ]);
 
 const RECORD_WORDS = 4;

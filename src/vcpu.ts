@@ -2,6 +2,7 @@
 
 import { GATE_VCPU } from './engine/exports.ts';
 import { boolean, check, errnoName, errorOf, halvesOf, integer, KvmError, object, oneOf } from './errors.ts';
+import { STATUS_NAMES, type TdxStatus } from './tdx.ts';
 import type { U64, Vm } from './vm.ts';
 
 const KINDS = ['read', 'write', 'exec'] as const;
@@ -34,6 +35,22 @@ export interface Exit {
   /** Errno name that KVM_RUN returns. */
   errno?: string;
 }
+
+/** One KVM_EXIT_HYPERCALL(KVM_HC_MAP_GPA_RANGE): without the shared bit, and which way it goes. */
+export interface MapGpaExit {
+  gpa: bigint;
+  npages: number;
+  private: boolean;
+}
+/** How a MapGPA ended, and the exits to userspace that it took. */
+export interface MapGpaResult {
+  status: (typeof MAP_GPA_STATUSES)[number] | 'RETRY';
+  r11?: bigint;
+  exits: MapGpaExit[];
+}
+const MAP_GPA_STATUSES = ['SUCCESS', 'INVALID_OPERAND', 'ALIGN_ERROR', 'SUBFUNC_UNSUPPORTED'] as const;
+/** TDX_MAP_GPA_MAX_LEN. */
+const MAP_GPA_CHUNK = 2n * 1024n * 1024n;
 
 export type FaultResult = 'fixed' | 'spurious' | 'retry' | 'emulate' | 'memory_fault' | 'error' | 'frozen';
 const RESULTS: Readonly<Record<number, FaultResult>> = {
@@ -168,12 +185,15 @@ export class Vcpu {
   }
 
   /**
-   * TDG.MEM.PAGE.ACCEPT for each 4K page of [gpa, gpa + size) bytes, mapping those that are not mapped.
-   * @returns how many pages were PENDING and are now the guest's
-   * @throws {KvmError} EINVAL on a VM that is no TD or a range that is not page aligned; EFAULT if a gfn is shared or has no slot
+   * TDG.MEM.PAGE.ACCEPT for each page of [gpa, gpa + size) bytes, mapping those that are not mapped: pages of 4K, or of 2M
+   * with `level` 2 where they fit (down to 4K where a leaf is smaller).
+   * @returns how many 4K pages were PENDING and are now the guest's
+   * @throws {KvmError} EINVAL on a VM that is no TD, is not finalized, or a range that is not page aligned; EFAULT if a gfn is
+   *   shared or has no slot; EBUSY if the module stays busy; EINTR under an invalidation that does not end
    */
-  accept(args: { gpa: U64; size: U64 }): number {
+  accept(args: { gpa: U64; size: U64; level?: 1 | 2 }): number {
     object(args, 'args');
+    const level = integer(args.level ?? 1, 'level', 1, 2);
     const gpa = gpaOf(args.gpa);
     const size = Number(sizeOf(args.size, 'size'));
     if (gpa % 4096 !== 0 || size % 4096 !== 0) {
@@ -184,9 +204,124 @@ export class Vcpu {
       );
     }
     const vm = this.#vm;
-    return vm.operate('abiAccept', [this.index, gpa / 4096, (gpa + size) / 4096], GATE_VCPU, (status) => {
+    return vm.operate('abiAccept', [this.index, gpa / 4096, (gpa + size) / 4096, level], GATE_VCPU, (status) => {
       check(status, 'accept', args as never);
       return vm.result(0);
+    });
+  }
+
+  /**
+   * The first half of an ACCEPT: the module holds the S-EPT tree, shared, and the page's entry until finishAccept(), or until
+   * a kick ends it.
+   * @throws {KvmError} EINVAL: no TD, not aligned to `level`; EBUSY: the tree is locked, or an accept is under way
+   */
+  beginAccept(args: { gpa: U64; level?: 1 | 2 }): void {
+    object(args, 'args');
+    const level = integer(args.level ?? 1, 'level', 1, 2);
+    this.#vm.operate('vcpuBeginAccept', [this.index, gpaOf(args.gpa) / 4096, level], GATE_VCPU, (status) => {
+      check(status, 'beginAccept', args as never);
+    });
+  }
+  /** The second half. @returns its status. @throws {KvmError} EINVAL if none is under way: a kick has ended it */
+  finishAccept(): TdxStatus {
+    return this.#vm.operate('vcpuFinishAccept', [this.index], GATE_VCPU, (status) => {
+      return STATUS_NAMES[check(status, 'finishAccept', { vcpu: this.index })];
+    });
+  }
+
+  /**
+   * TDH.VP.ENTER. After six EPT faults without progress it checks the faulting addresses first, with the S-EPT tree locked
+   * until finishEnter(), or until a kick.
+   * @returns whether it is checking; else the vCPU is inside and runs guest code
+   * @throws {KvmError} EINVAL: no TD, not finalized; EBUSY: the tree is locked, or the vCPU is inside
+   */
+  beginEnter(): boolean {
+    return this.#vm.operate('vcpuBeginEnter', [this.index], GATE_VCPU, (status) => {
+      return check(status, 'beginEnter', { vcpu: this.index }) === 1;
+    });
+  }
+  /** The check is done, the vCPU is inside. @throws {KvmError} EINVAL if none is under way */
+  finishEnter(): void {
+    this.#vm.operate('vcpuFinishEnter', [this.index], GATE_VCPU, (status) => {
+      check(status, 'finishEnter', { vcpu: this.index });
+    });
+  }
+
+  /**
+   * TDG.VP.VMCALL<MapGPA> of [gpa, gpa + size) bytes: to shared if `gpa` has the shared bit, else to private, in chunks of
+   * 2 MiB, each a KVM_EXIT_HYPERCALL that `complete` answers with the hypercall's return value. By default it sets the memory
+   * attributes and returns 0. An interrupt is pending after `interruptAfter` chunks (default: none).
+   * @returns the status that the guest sees, with the address in `r11` where it was not done to the end
+   * @throws {KvmError} EINVAL on a VM that is no TD
+   */
+  mapGpa(args: {
+    gpa: U64;
+    size: U64;
+    complete?: (exit: MapGpaExit) => number;
+    interruptAfter?: number;
+  }): MapGpaResult {
+    object(args, 'args');
+    const vm = this.#vm;
+    const [gpaLow, gpaHigh] = halvesOf(args.gpa, 'gpa');
+    const size = halvesOf(args.size, 'size');
+    const interruptAfter = integer(
+      args.interruptAfter ?? Number.MAX_SAFE_INTEGER,
+      'interruptAfter',
+      1,
+      Number.MAX_SAFE_INTEGER,
+    );
+    const complete = args.complete ?? ((exit: MapGpaExit) => this.#convert(exit));
+    if (typeof complete !== 'function') throw new TypeError('complete must be a function');
+    const refusal = vm.operate('abiMapGpa', [this.index, gpaLow, gpaHigh, ...size], GATE_VCPU, (status) =>
+      check(status, 'mapGpa', { gpa: args.gpa, size: args.size }),
+    );
+    const exits: MapGpaExit[] = [];
+    if (refusal !== 0) return { status: MAP_GPA_STATUSES[refusal], exits };
+    const shared = 1n << BigInt(vm.options.gpaw - 1);
+    const start = BigInt(args.gpa);
+    const end = start + BigInt(args.size);
+    const toShared = (start & shared) !== 0n;
+    for (let at = start; at < end; at += MAP_GPA_CHUNK) {
+      const bytes = end - at < MAP_GPA_CHUNK ? end - at : MAP_GPA_CHUNK;
+      const exit: MapGpaExit = { gpa: at & ~shared, npages: Number(bytes / 4096n), private: !toShared };
+      exits.push(exit);
+      vm.operate('countHypercallExit', [], GATE_VCPU, () => undefined);
+      if (complete(exit) !== 0) return { status: 'INVALID_OPERAND', r11: at, exits };
+      const next = at + bytes;
+      if (next < end && exits.length >= interruptAfter) return { status: 'RETRY', r11: next, exits };
+    }
+    return { status: 'SUCCESS', exits };
+  }
+  #convert(exit: MapGpaExit): number {
+    const size = BigInt(exit.npages) * 4096n;
+    this.#vm.setMemoryAttributes({ address: exit.gpa, size, attributes: exit.private ? 8 : 0 });
+    return 0;
+  }
+
+  /**
+   * KVM_TDX_INIT_MEM_REGION, while the TD is built: adds `pages` pages from `gpa` on with the content at `source` (an hva;
+   * what it holds is not simulated), measured or not. A signal is pending after `signalAfter` pages (default: none).
+   * @throws {KvmError} EINVAL: no TD, finalized, misaligned, empty, wrapping, shared, no guest_memfd, not private; EEXIST: a
+   *   page is there already; EINTR, EBUSY: `left` is what the kernel leaves in the struct
+   */
+  initMemRegion(args: { gpa: U64; pages: U64; source?: U64; measure?: boolean; signalAfter?: number }): void {
+    object(args, 'args');
+    const vm = this.#vm;
+    const values = [
+      this.index,
+      ...halvesOf(args.gpa, 'gpa'),
+      ...halvesOf(args.pages, 'pages'),
+      ...halvesOf(args.source ?? 0, 'source'),
+      boolean(args.measure ?? false, 'measure') ? 1 : 0,
+      args.signalAfter === undefined
+        ? Number.POSITIVE_INFINITY
+        : integer(args.signalAfter, 'signalAfter', 0, Number.MAX_SAFE_INTEGER),
+    ];
+    vm.operate('abiInitMemRegion', values, GATE_VCPU, (status) => {
+      if (status >= 0) return;
+      const error = errorOf(status, 'initMemRegion', args as never);
+      error.left = { gpa: BigInt(vm.result(0)) * 4096n, size: BigInt(vm.result(1)) * 4096n };
+      throw error;
     });
   }
 

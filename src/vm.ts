@@ -39,7 +39,16 @@ import { adoptFd, closeFd, fdKindFor, takeFd } from './fds.ts';
 import { type KvmGfnRange, rangeArguments } from './gfn-range.ts';
 import { GuestMemfd } from './guest-memfd.ts';
 import { HostMemory } from './host-memory.ts';
-import { type CheckFinding, decodeCheck, decodeLeafs, decodeWalk, type LeafRun, type WalkEntry } from './inspect.ts';
+import {
+  type CheckFinding,
+  decodeCheck,
+  decodeLeafs,
+  decodeSept,
+  decodeWalk,
+  type LeafRun,
+  type WalkEntry,
+} from './inspect.ts';
+import { type SeptRun, type TdOptions, TdxModule, TRACK_POLICIES, ZAP_POLICIES } from './tdx.ts';
 import { decodeTrace, type SpteMeaning, spteMeaning, type TraceEvent } from './trace.ts';
 import { type Exit, Vcpu } from './vcpu.ts';
 
@@ -80,6 +89,8 @@ export interface CreateVmOptions {
   hugepageGuard?: boolean;
   /** A TD's guest that touches a PENDING page kills the VM (true, the default) or takes a #VE. */
   septVeDisable?: boolean;
+  /** A TD's own: its build phase, page sizes and policies. Only with type 'tdx'. */
+  td?: TdOptions;
   /** Capacity of the trace in 16-byte records; default 0: no trace. */
   traceRecords?: number;
   /** The engine, where the shipped file cannot be found. */
@@ -91,9 +102,10 @@ export interface CreateVmOptions {
 }
 
 export type ResolvedOptions = Readonly<
-  Required<Omit<CreateVmOptions, 'wasm' | 'stepsWasm' | 'quirks' | 'memory'>> & {
+  Required<Omit<CreateVmOptions, 'wasm' | 'stepsWasm' | 'quirks' | 'memory' | 'td'>> & {
     memory: bigint;
     quirks: { slotZapAll: boolean };
+    td: Readonly<Required<TdOptions>>;
   }
 >;
 
@@ -123,6 +135,17 @@ const METHOD_NAMES: Readonly<Record<string, string>> = {
   abiAccess: 'access',
   abiAccept: 'accept',
   abiBeginFault: 'beginFault',
+  abiMapGpa: 'mapGpa',
+  abiInitMemRegion: 'initMemRegion',
+  abiSeamcall: 'seamcall',
+  abiInjectStatus: 'injectStatus',
+  tdxFinalize: 'finalize',
+  tdxTerminateVm: 'terminate',
+  vcpuBeginAccept: 'beginAccept',
+  vcpuFinishAccept: 'finishAccept',
+  vcpuBeginEnter: 'beginEnter',
+  vcpuFinishEnter: 'finishEnter',
+  countHypercallExit: 'mapGpa',
   abiSetAddressSpace: 'enterSmm',
   abiGmemCreate: 'createGuestMemfd',
   abiGmemFallocate: 'fallocate',
@@ -155,6 +178,11 @@ function resolve(options: CreateVmOptions): ResolvedOptions {
   const gpaw = options.gpaw ?? 48;
   if (gpaw !== 48 && gpaw !== 52) throw new RangeError(`gpaw is ${String(gpaw)}: it must be 48 or 52`);
   if (options.quirks !== undefined) object(options.quirks, 'quirks');
+  const td = options.td ?? {};
+  object(td, 'td');
+  if (options.td !== undefined && options.type !== 'tdx') {
+    throw new RangeError(`td is given, and type is ${String(options.type ?? 'default')}: it must be tdx`);
+  }
   return {
     type: oneOf(options.type ?? 'default', 'type', VM_TYPES),
     kernel,
@@ -169,6 +197,14 @@ function resolve(options: CreateVmOptions): ResolvedOptions {
     mmioCaching: flag(options.mmioCaching, 'mmioCaching', true),
     hugepageGuard: flag(options.hugepageGuard, 'hugepageGuard', true),
     septVeDisable: flag(options.septVeDisable, 'septVeDisable', true),
+    td: {
+      build: flag(td.build, 'td.build', false),
+      hugePages: flag(td.hugePages, 'td.hugePages', false),
+      zap: oneOf(td.zap ?? 'whole-leaf', 'td.zap', ZAP_POLICIES),
+      track: oneOf(td.track ?? 'per-page', 'td.track', TRACK_POLICIES),
+      localRetry: flag(td.localRetry, 'td.localRetry', true),
+      packages: integer(td.packages ?? 1, 'td.packages', 1, 64),
+    },
     traceRecords: integer(options.traceRecords ?? 0, 'traceRecords', 0, 2 ** 27),
     debug: flag(options.debug, 'debug', false),
   };
@@ -263,6 +299,8 @@ export class Vm {
   readonly options: ResolvedOptions;
   readonly vcpus: readonly Vcpu[];
   readonly host: HostMemory;
+  /** The TDX module beneath a TD. @throws {KvmError} EINVAL where used on another VM */
+  readonly tdx: TdxModule;
   readonly #wasm: EngineExports;
   /** The build that can pause, over the same memory; made when it is first needed. */
   #pausable: PausableExports | undefined;
@@ -322,9 +360,18 @@ export class Vm {
     exports.vmSetOption(OPTIONS.nxHugePages, options.nxHugePages ? 1 : 0);
     exports.vmSetOption(OPTIONS.eagerPageSplit, options.eagerPageSplit ? 1 : 0);
     exports.vmSetOption(OPTIONS.mmioCaching, options.mmioCaching ? 1 : 0);
+    if (options.type === 'tdx') {
+      exports.vmSetOption(OPTIONS.tdBuild, options.td.build ? 1 : 0);
+      exports.vmSetOption(OPTIONS.privateHugePages, options.td.hugePages ? 1 : 0);
+      exports.vmSetOption(OPTIONS.zapPolicy, ZAP_POLICIES.indexOf(options.td.zap));
+      exports.vmSetOption(OPTIONS.trackBatched, options.td.track === 'batched' ? 1 : 0);
+      exports.vmSetOption(OPTIONS.zeroStepLocalRetry, options.td.localRetry ? 1 : 0);
+      exports.vmSetOption(OPTIONS.packages, options.td.packages);
+    }
     exports.vmSetOption(OPTIONS.trace, options.traceRecords > 0 ? 1 : 0);
     this.vcpus = Array.from({ length: options.vcpus }, (_, index) => new Vcpu(this, index));
     this.host = new HostMemory(this);
+    this.tdx = new TdxModule(this);
   }
 
   // --- Calling the engine ----------------------------------------------------------------------------------------------
@@ -636,7 +683,7 @@ export class Vm {
   // --- Capabilities, parameters, dirty log -----------------------------------------------------------------------------
 
   /**
-   * KVM_ENABLE_CAP: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (168) and KVM_CAP_DISABLE_QUIRKS2 (213).
+   * KVM_ENABLE_CAP: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (168), KVM_CAP_EXIT_HYPERCALL (201) and KVM_CAP_DISABLE_QUIRKS2 (213).
    * @throws {KvmError} EINVAL for another capability, flags, or an argument that it does not allow
    */
   enableCap(args: { cap: number; flags?: U64; args?: readonly U64[] }): void {
@@ -1006,6 +1053,44 @@ export class Vm {
   check(): CheckFinding[] {
     const count = this.#run(() => this.#wasm.vmCheck());
     return decodeCheck(this.#doubles.subarray(this.#at.io >>> 3), count, Math.floor(this.#wasm.IO_BYTES.value / 48));
+  }
+
+  /** @internal */
+  inspectSept(gfn: number): number {
+    return this.#run(() => this.#wasm.abiSeptEntry(gfn));
+  }
+  /** @internal */
+  seamcallStatus(leaf: number, status: number): number {
+    return this.#run(() => this.#wasm.abiSeamcallStatus(leaf, status));
+  }
+  /** @internal */
+  tdState(): { epoch: number; state: 'build' | 'runnable' | 'teardown' } {
+    if (this.options.type !== 'tdx') {
+      throw new KvmError('EINVAL', 'tdx', `tdx: EINVAL: type is ${this.options.type}: only a TD has a TDX module`);
+    }
+    const wasm = this.#wasm;
+    const at = wasm.CONTROL_AT_TD_EPOCH.value >>> 2;
+    const state = this.#words[wasm.CONTROL_AT_TD_STATE.value >>> 2];
+    return {
+      epoch: this.#words[at] + this.#words[at + 1] * 4294967296,
+      state: state === 1 ? 'build' : state === 2 ? 'runnable' : 'teardown',
+    };
+  }
+  /** @internal */
+  septLeafs(): SeptRun[] {
+    const runs: SeptRun[] = [];
+    const wasm = this.#wasm;
+    const capacity = Math.floor(wasm.IO_BYTES.value / 48);
+    for (let from = 0; ; ) {
+      const count = check(
+        this.#run(() => wasm.inspectSept(from)),
+        'leafs',
+        {},
+      );
+      const next = decodeSept(this.#doubles.subarray(this.#at.io >>> 3), count, runs);
+      if (count < capacity) return runs;
+      from = next;
+    }
   }
 
   /** The state of invalidation: how many are in progress, the sequence count, the hull in gfns (null: INVALID). */

@@ -31,6 +31,19 @@ export interface EngineExports {
   abiAccess: Call;
   abiPreFaultMemory: Call;
   abiAccept: Call;
+  abiMapGpa: Call;
+  abiInitMemRegion: Call;
+  abiSeamcall: Call;
+  abiSeamcallStatus: Call;
+  abiInjectStatus: Call;
+  abiSeptEntry: Call;
+  countHypercallExit: Call;
+  tdxFinalize: Call;
+  tdxTerminateVm: Call;
+  vcpuBeginAccept: Call;
+  vcpuFinishAccept: Call;
+  vcpuBeginEnter: Call;
+  vcpuFinishEnter: Call;
   abiBeginFault: Call;
   abiHostMmap: Call;
   abiHostMunmap: Call;
@@ -58,6 +71,7 @@ export interface EngineExports {
   abiIsPrivate: Call;
   abiCounter: Call;
   inspectLeafs: Call;
+  inspectSept: Call;
   inspectTables: Call;
   inspectWalk: Call;
   inspectSpte: Call;
@@ -83,6 +97,8 @@ export interface EngineExports {
   CONTROL_AT_ROOT_HIGH_WATER: Global;
   CONTROL_AT_GMEM_HIGH_WATER: Global;
   CONTROL_AT_DIRECT_BITS: Global;
+  CONTROL_AT_TD_EPOCH: Global;
+  CONTROL_AT_TD_STATE: Global;
   CONTROL_AT_FIXED: Global;
   CONTROL_FIXED_BYTES: Global;
   COUNTERS_BASE: Global;
@@ -205,6 +221,25 @@ export const COUNTER_NAMES = [
   'pages_accepted',
   'TDH.PHYMEM.PAGE.RECLAIM',
   'notifier_events',
+  'TDH.MEM.PAGE.ADD',
+  'TDH.MEM.PAGE.DEMOTE',
+  'TDH.MEM.PAGE.PROMOTE',
+  'TDG.MEM.PAGE.ACCEPT',
+  'TDH.MR.EXTEND',
+  'TDH.MR.FINALIZE',
+  'TDH.VP.ENTER',
+  'TDH.VP.FLUSH',
+  'TDH.MNG.VPFLUSHDONE',
+  'TDH.PHYMEM.CACHE.WB',
+  'TDH.MNG.KEY.FREEID',
+  'seamcalls_refused',
+  'td_tlb_flushes',
+  'kick_ipis',
+  'pages_cleared',
+  'retries_busy',
+  'zero_step_checks',
+  'exits_hypercall',
+  'pages_leaked',
 ] as const;
 export type CounterName = (typeof COUNTER_NAMES)[number] | 'entries_visited';
 
@@ -235,6 +270,11 @@ export const OPTIONS = {
   mmioCaching: 5,
   trace: 6,
   failReservation: 7,
-  tdFinalized: 8,
+  tdBuild: 8,
   spareBlocks: 9,
+  privateHugePages: 10,
+  zapPolicy: 11,
+  trackBatched: 12,
+  zeroStepLocalRetry: 13,
+  packages: 14,
 } as const;

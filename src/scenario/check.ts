@@ -5,6 +5,7 @@
 
 import { HOST_KINDS } from '../host-memory.ts';
 import type { ScenarioPath } from '../scenario.ts';
+import { TRACK_POLICIES, ZAP_POLICIES } from '../tdx.ts';
 import { FILTER_FORMS, KERNELS, VM_TYPES } from '../vm.ts';
 import { CONSTANTS, describe } from './expression.ts';
 import { type Field, fieldFault, flag, number, optional, u64, word } from './fields.ts';
@@ -35,6 +36,17 @@ export const VM_FIELDS: Readonly<Record<string, Field>> = {
   mmioCaching: optional(flag),
   hugepageGuard: optional(flag),
   septVeDisable: optional(flag),
+  td: optional({
+    kind: 'record',
+    fields: {
+      build: optional(flag),
+      hugePages: optional(flag),
+      zap: optional(word(...ZAP_POLICIES)),
+      track: optional(word(...TRACK_POLICIES)),
+      localRetry: optional(flag),
+      packages: optional(number),
+    },
+  }),
 };
 
 export const MEMORY_FIELDS: Readonly<Record<string, Field>> = {

@@ -160,7 +160,7 @@ describe('what a conversion does to mappings', () => {
     const moved = countersMoved(vm, () => set(vm, 0, 8, PRIVATE));
     expect(leavesOf(vm, 'direct')).toEqual([]);
     expect(leavesOf(vm, 'mirror')).toEqual(['4..7 4K']);
-    expect(vm.leafs({ root: 'mirror' }).every(({ spte }) => !spte.pending)).toBe(true);
+    expect(vm.tdx.leafs().every(({ state }) => state === 'MAPPED')).toBe(true);
     expect(moved).toMatchObject({ leafs_zapped_direct_4k: 4, remote_tlb_flush_requests: 1 });
     expect(moved.private_pages_lost).toBeUndefined();
     expect(moved['TDH.MEM.PAGE.REMOVE']).toBeUndefined();

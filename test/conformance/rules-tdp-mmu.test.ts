@@ -374,7 +374,8 @@ describe('faults', () => {
         done: 0,
       });
     });
-    expect(moved).toEqual({ pf_taken: 1 });
+    const entries = type === 'tdx' ? { 'TDH.VP.ENTER': 1 } : {};
+    expect(moved).toEqual({ pf_taken: 1, ...entries });
     expectTrace(vm, []);
   });
 

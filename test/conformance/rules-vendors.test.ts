@@ -82,18 +82,18 @@ describe('TDX', () => {
   // The module's TDH.MEM.PAGE.AUG and TDG.MEM.PAGE.ACCEPT
   test('R-TDX-5 AUG leaves PENDING; ACCEPT maps; a second ACCEPT finds it accepted', () => {
     const vm = makeTd(16, 0);
-    const pending = () =>
-      vm
-        .leafs({ root: 'mirror' })
-        .map(({ gfn, count, spte }) => `${gfn}+${count} ${spte.pending ? 'PENDING' : 'MAPPED'}`);
+    const pending = () => vm.tdx.leafs().map(({ gfn, count, state }) => `${gfn}+${count} ${state}`);
     const augmented = countersMoved(vm, () => vm.vcpus[0].preFaultMemory({ gpa: 0, size: 8 * PAGE }));
     expect(augmented['TDH.MEM.PAGE.AUG']).toBe(8);
     expect(pending()).toEqual(['0+8 PENDING']);
     const accepted = countersMoved(vm, () => expect(accept(vm, 2, 4)).toBe(2));
-    expect(accepted).toEqual({ pages_accepted: 2, tlb_flush: 1 });
+    const entered = { 'TDH.VP.ENTER': 1, td_tlb_flushes: 1, tlb_flush: 1 };
+    expect(accepted).toEqual({ 'TDG.MEM.PAGE.ACCEPT': 2, pages_accepted: 2, ...entered });
     expect(pending()).toEqual(['0+2 PENDING', '2+2 MAPPED', '4+4 PENDING']);
     // PAGE_ALREADY_ACCEPTED: none was PENDING, nothing changes.
-    expect(countersMoved(vm, () => expect(accept(vm, 2, 4)).toBe(0))).toEqual({});
+    const again = countersMoved(vm, () => expect(accept(vm, 2, 4)).toBe(0));
+    expect(again).toEqual({ 'TDG.MEM.PAGE.ACCEPT': 2, seamcalls_refused: 2, 'TDH.VP.ENTER': 1 });
+    expect(vm.tdx.statuses()).toEqual({ 'TDG.MEM.PAGE.ACCEPT': { TDX_PAGE_ALREADY_ACCEPTED: 2 } });
     expect(pending()).toEqual(['0+2 PENDING', '2+2 MAPPED', '4+4 PENDING']);
     // ACCEPT of what is not there makes KVM map it first.
     const rest = countersMoved(vm, () => expect(accept(vm, 0, 16)).toBe(14));
@@ -141,7 +141,7 @@ describe('TDX', () => {
     expect(moved['TDH.MEM.PAGE.AUG']).toBe(4);
     expect(moved.gmem_pages_allocated).toBeUndefined();
     expect(moved['TDH.MEM.SEPT.ADD']).toBeUndefined();
-    const pending = vm.leafs({ root: 'mirror' }).filter(({ spte }) => spte.pending);
+    const pending = vm.tdx.leafs().filter(({ state }) => state === 'PENDING');
     expect(pending).toMatchObject([{ gfn: 4, count: 4 }]);
     expect(accept(vm, 0, 16)).toBe(4);
     // Losing them costs the same again: they hold content since they were accepted.

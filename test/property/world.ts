@@ -163,6 +163,29 @@ export function engineLeafs(vm: Vm): string[] {
     );
 }
 
+/** The leaves that the guest of a TD sees, in their states: of the engine its S-EPT, of the model what its mirror holds. */
+function modelSept(vm: ModelVm): string[] {
+  const runs: { state: string; gfn: number; count: number }[] = [];
+  const collect = (table: Table): void => {
+    for (let index = 0; index < 512; index++) {
+      const entry = table.entries[index];
+      if (entry.kind === 'table') collect(entry.table);
+      if (entry.kind !== 'leaf') continue;
+      const state = entry.pending ? 'PENDING' : 'MAPPED';
+      const gfn = table.gfn + index;
+      const run = runs.at(-1);
+      if (run?.state === state && run.gfn + run.count === gfn) run.count++;
+      else runs.push({ state, gfn, count: 1 });
+    }
+  };
+  for (const root of vm.roots) if (root.kind === 'mirror') collect(root.table);
+  return runs.map(({ state, gfn, count }) => `${state} ${gfn} x${count}`);
+}
+function engineSept(vm: Vm): string[] {
+  if (vm.options.type !== 'tdx') return [];
+  return vm.tdx.leafs().map(({ state, gfn, count }) => `${state} ${gfn} x${count}`);
+}
+
 /** Where two lists of lines part, with a few lines before. */
 export function difference(what: string, engine: readonly string[], model: readonly string[]): string | null {
   for (let k = 0; k < Math.max(engine.length, model.length); k++) {
@@ -260,6 +283,7 @@ export class World {
       compareCounters(vm.stats(), model.stats()),
       difference('invalidation', [JSON.stringify(vm.invalidate)], [JSON.stringify(model.invalidate)]),
       difference('leafs', engineLeafs(vm), modelLeafs(model)),
+      difference('S-EPT', engineSept(vm), modelSept(model)),
       difference('mixed regions', this.mixed(vm), this.mixed(model)),
       difference('dead', [`${vm.dead}`], [`${model.dead}`]),
       ...checkInvariants(vm),

@@ -13,7 +13,6 @@ interface Meaning {
   readonly hostWritable: boolean;
   readonly mmuWritable: boolean;
   readonly private: boolean;
-  readonly pending: boolean;
   readonly mmioGeneration?: number;
 }
 
@@ -63,6 +62,8 @@ const FIELDS: Readonly<Record<string, readonly string[]>> = {
   mark_mmio_spte: ['gfn'],
 };
 
+const TDX_EVENTS = ['seamcall', 'sept_removed', 'kick'];
+
 const texts = new WeakMap<Meaning, string>();
 /** The bits of a leaf as letters, in a fixed order; a letter for each bit that is set. */
 export function meaningText(meaning: Meaning): string {
@@ -83,7 +84,6 @@ function lettersOf(meaning: Meaning): string {
     ['h', meaning.hostWritable],
     ['m', meaning.mmuWritable],
     ['P', meaning.private],
-    ['N', meaning.pending],
   ];
   return letters.map(([letter, set]) => (set ? letter : '-')).join('');
 }
@@ -106,6 +106,8 @@ export function eventLines(event: AnyEvent): string[] {
       (_, k) => `spte ${asId} ${root} L${level} ${Number(gfn) + k * pages} ${change}`,
     );
   }
+  // What the TDX module is asked stands beside the sptes' changes: rules of its own hold it.
+  if (TDX_EVENTS.includes(event.name)) return [];
   const fields = FIELDS[event.name];
   if (!fields) return [event.name];
   return [[event.name, ...fields.map((field) => `${field}=${fieldText(event[field])}`)].join(' ')];

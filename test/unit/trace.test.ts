@@ -143,10 +143,10 @@ describe('spteMeaning()', () => {
     expect(leafMeaning(1 | flag, false)).toEqual({ ...none, [name]: true });
   });
 
-  test('NX takes executable away; the kind of a mirror leaf is pending, and it is private', () => {
+  test('NX takes executable away; every mirror leaf is private', () => {
     expect(leafMeaning(1 | 64, false).executable).toBe(false);
-    expect(leafMeaning(1, true)).toMatchObject({ private: true, pending: false });
-    expect(leafMeaning(1 | 128, true)).toMatchObject({ private: true, pending: true });
+    expect(leafMeaning(1, true)).toMatchObject({ private: true });
+    expect(leafMeaning(1, false)).toMatchObject({ private: false });
   });
 
   test('an MMIO spte has its generation', () => {
