@@ -318,13 +318,53 @@ function walkAtOnce(
   const stop = min(endGfn, maxGfnExclusive(bits));
   ctl.walkHits = 0;
   if (startGfn >= stop) return flush;
-  walkFor(walkOp, need, clear, 0, lowest, indexOf(root), root.asId, root.kind, bits, sharedMode);
-  walkPiece(entryOf(root), rootEntryLevel(), startGfn | bits, stop + bits, false);
-  if (settle(root, walkOp) && walkOp == WALK_ZAP && root.invalid == 0) {
+  let changed: bool;
+  if (root.kind == ROOT_MIRROR && isZap(walkOp)) {
+    changed = zapMirror(root, startGfn, stop, walkOp, lowest, sharedMode, false);
+    if (changed && ctl.trackBatched != 0) tdxZapped(startGfn, stop);
+  } else {
+    walkFor(walkOp, need, clear, 0, lowest, indexOf(root), root.asId, root.kind, bits, sharedMode);
+    walkPiece(entryOf(root), rootEntryLevel(), startGfn | bits, stop + bits, false);
+    changed = settle(root, walkOp);
+  }
+  if (changed && walkOp == WALK_ZAP && root.invalid == 0) {
     ctl.flushOwed = 1;
     return true;
   }
   return flush;
+}
+
+function isZap(walkOp: u32): bool {
+  return walkOp == WALK_ZAP || walkOp == WALK_ZAP_PASS;
+}
+
+/**
+ * Zaps [startGfn, endGfn) of a mirror root, and, unless TRACK is batched, in the S-EPT beneath: one run of leaves alike
+ * after the other where a trace shall show which call follows which change. Returns whether anything changed.
+ */
+function zapMirror(
+  root: Root,
+  startGfn: u64,
+  endGfn: u64,
+  walkOp: u32,
+  lowest: i32,
+  sharedMode: bool,
+  isResumed: bool,
+): bool {
+  const byRun = ctl.traceOn != 0 && ctl.trackBatched == 0;
+  let changed = false;
+  let at = startGfn;
+  while (at < endGfn) {
+    const end = byRun ? tdxRunEnd(at, endGfn) : endGfn;
+    walkFor(walkOp, 0, 0, 0, lowest, indexOf(root), root.asId, root.kind, 0, sharedMode);
+    walkPiece(entryOf(root), rootEntryLevel(), at, end, isResumed || at != startGfn);
+    if (settle(root, walkOp)) {
+      changed = true;
+      if (ctl.trackBatched == 0) tdxZapped(at, end);
+    }
+    at = end;
+  }
+  return changed;
 }
 
 /** As walkAtOnce(), in pieces where a budget or an injected yield asks for them. */
@@ -373,7 +413,7 @@ function walkInPieces(
   // Visits of pieces that ended on the way down to the next entry: they count towards it.
   let carried: f64 = 0;
   // What goes from the mirror goes from the S-EPT: piece by piece, or (batched) from here on at once.
-  const mirrored = root.kind == ROOT_MIRROR && (walkOp == WALK_ZAP || walkOp == WALK_ZAP_PASS);
+  const mirrored = root.kind == ROOT_MIRROR && isZap(walkOp);
   let batchFrom = origin;
   let batchHits: u64 = 0;
   while (at < stop) {
@@ -401,24 +441,18 @@ function walkInPieces(
         ctl.budget = 0;
       }
     }
-    if (mirrored && ctl.traceOn != 0 && ctl.trackBatched == 0) {
-      const run = tdxRunEnd(at, end);
-      if (run < end) {
-        end = run;
-        yieldHere = false;
-        pauseHere = false;
-      }
-    }
     if (end > at) {
-      walkPiece(entry, level, at, end, resumed);
-      const changed = settle(root, walkOp);
+      let changed: bool;
+      if (mirrored) {
+        changed = zapMirror(root, at, end, walkOp, lowest, sharedMode, resumed);
+        if (changed && ctl.trackBatched != 0) batchHits++;
+      } else {
+        walkPiece(entry, level, at, end, resumed);
+        changed = settle(root, walkOp);
+      }
       if (changed && owes) {
         flush = true;
         ctl.flushOwed = 1;
-      }
-      if (mirrored && changed) {
-        if (ctl.trackBatched == 0) tdxZapped(at, end);
-        else batchHits++;
       }
       resumed = true;
       at = end;

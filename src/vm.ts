@@ -105,7 +105,8 @@ export type ResolvedOptions = Readonly<
   Required<Omit<CreateVmOptions, 'wasm' | 'stepsWasm' | 'quirks' | 'memory' | 'td'>> & {
     memory: bigint;
     quirks: { slotZapAll: boolean };
-    td: Readonly<Required<TdOptions>>;
+    /** Of a TD only. */
+    td: Readonly<Required<TdOptions>> | undefined;
   }
 >;
 
@@ -166,6 +167,17 @@ function flag(value: unknown, name: string, byDefault: boolean): boolean {
   return value;
 }
 
+function resolveTd(td: TdOptions): Required<TdOptions> {
+  return {
+    build: flag(td.build, 'td.build', false),
+    hugePages: flag(td.hugePages, 'td.hugePages', false),
+    zap: oneOf(td.zap ?? 'whole-leaf', 'td.zap', ZAP_POLICIES),
+    track: oneOf(td.track ?? 'per-page', 'td.track', TRACK_POLICIES),
+    localRetry: flag(td.localRetry, 'td.localRetry', true),
+    packages: integer(td.packages ?? 1, 'td.packages', 1, 64),
+  };
+}
+
 function resolve(options: CreateVmOptions): ResolvedOptions {
   object(options, 'options');
   if (options.memory === undefined) throw new TypeError('memory is missing: the capacity in bytes of all memslots');
@@ -197,14 +209,7 @@ function resolve(options: CreateVmOptions): ResolvedOptions {
     mmioCaching: flag(options.mmioCaching, 'mmioCaching', true),
     hugepageGuard: flag(options.hugepageGuard, 'hugepageGuard', true),
     septVeDisable: flag(options.septVeDisable, 'septVeDisable', true),
-    td: {
-      build: flag(td.build, 'td.build', false),
-      hugePages: flag(td.hugePages, 'td.hugePages', false),
-      zap: oneOf(td.zap ?? 'whole-leaf', 'td.zap', ZAP_POLICIES),
-      track: oneOf(td.track ?? 'per-page', 'td.track', TRACK_POLICIES),
-      localRetry: flag(td.localRetry, 'td.localRetry', true),
-      packages: integer(td.packages ?? 1, 'td.packages', 1, 64),
-    },
+    td: options.type === 'tdx' ? resolveTd(td) : undefined,
     traceRecords: integer(options.traceRecords ?? 0, 'traceRecords', 0, 2 ** 27),
     debug: flag(options.debug, 'debug', false),
   };
@@ -360,7 +365,7 @@ export class Vm {
     exports.vmSetOption(OPTIONS.nxHugePages, options.nxHugePages ? 1 : 0);
     exports.vmSetOption(OPTIONS.eagerPageSplit, options.eagerPageSplit ? 1 : 0);
     exports.vmSetOption(OPTIONS.mmioCaching, options.mmioCaching ? 1 : 0);
-    if (options.type === 'tdx') {
+    if (options.td !== undefined) {
       exports.vmSetOption(OPTIONS.tdBuild, options.td.build ? 1 : 0);
       exports.vmSetOption(OPTIONS.privateHugePages, options.td.hugePages ? 1 : 0);
       exports.vmSetOption(OPTIONS.zapPolicy, ZAP_POLICIES.indexOf(options.td.zap));
