@@ -519,7 +519,7 @@ export function tdpMmuUnmapRange(
   return flush;
 }
 
-/** The gfn behind the first that an accessed leaf of [startGfn, endGfn) maps; `endGfn` if there is none. */
+/** The gfn behind the first that an accessed leaf of [startGfn, endGfn) maps; 0 if there is none. */
 function firstYoungEnd(root: Root, startGfn: u64, endGfn: u64): u64 {
   const bits = keyBitsOf(root);
   let key = startGfn + bits;
@@ -528,7 +528,7 @@ function firstYoungEnd(root: Root, startGfn: u64, endGfn: u64): u64 {
     if ((atFlags & (PRESENT | ACCESSED)) == (PRESENT | ACCESSED)) return min(key - bits + 1, endGfn);
     key = atEnd;
   }
-  return endGfn;
+  return 0;
 }
 
 /**
@@ -543,10 +543,10 @@ export function tdpMmuAge(kinds: u32, asId: u32, startGfn: u64, endGfn: u64, tes
     if (((kinds >> root.kind) & 1) != 0 && root.asId == asId && !skip) {
       const walkOp = testOnly ? WALK_TEST : WALK_MODIFY;
       // 6.16 is content with the first young leaf.
-      const stop = testOnly && ctl.profile == PROFILE_6_16 ? firstYoungEnd(root, startGfn, endGfn) : endGfn;
-      walkAtOnce(root, startGfn, stop, walkOp, ACCESSED, ACCESSED, 1, false, false);
+      const first = testOnly && ctl.profile == PROFILE_6_16 ? firstYoungEnd(root, startGfn, endGfn) : 0;
+      walkAtOnce(root, startGfn, first != 0 ? first : endGfn, walkOp, ACCESSED, ACCESSED, 1, false, false);
       young += ctl.walkHits;
-      if (stop != endGfn) return true;
+      if (first != 0) return true;
     }
     root = nextRoot(root.sequence);
   }
@@ -922,7 +922,6 @@ export function newLeafFlags(flags: u32, oldWritableLeaf: bool): u32 {
 export function tdpMmuMap(root: Root, gfn: u64, level: i32, flags: u32, nxLevel: i32): i32 {
   const bits = keyBitsOf(root);
   const key = (gfn & ~(pagesOf(level) - 1)) | bits;
-  tdpMmuCountFault(level);
   treeLook(entryOf(root), rootEntryLevel(), key);
   const sideCode = level == 1 ? tdpMmuSideCode(root, gfn) : 0;
   const sameLevel = atLevel == level && (atTag != UNIFORM || leafLevelOf(atEntry) == level);
@@ -933,9 +932,14 @@ export function tdpMmuMap(root: Root, gfn: u64, level: i32, flags: u32, nxLevel:
   const wasWritable = (oldLeaf && (atFlags & WRITABLE) != 0) || (sideCode & 7) == SPTE_MMIO;
   const after = newLeafFlags(flags, wasWritable);
   mappedNewFlags = after;
+  // Leaf to leaf keeps the pfn: a leaf of the other kind has another backing, one that is split on the way too.
+  const present = (atFlags & PRESENT) != 0 && atLevel >= level;
+  if (present && root.kind == ROOT_DIRECT && ((atFlags ^ after) & KIND) != 0) {
+    tdpMmuCountFault(atLevel);
+    return RET_PF_BUG;
+  }
+  tdpMmuCountFault(level);
   if (oldLeaf && atFlags == after) return RET_PF_SPURIOUS;
-  // Leaf to leaf keeps the pfn: a leaf of the other kind has another backing.
-  if (oldLeaf && root.kind == ROOT_DIRECT && ((atFlags ^ after) & KIND) != 0) return RET_PF_BUG;
   const entry = atTag == LT && level == 1 ? atEntry : pathTo(root, key, level, nxLevel);
   if (level == 1) {
     const index = <i32>(key & 511);

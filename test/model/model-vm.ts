@@ -1341,6 +1341,11 @@ export class ModelVm {
       if (iter.level === fault.goalLevel) return this.install(fault, root, iter);
       if (entry.kind === 'table') continue;
       let table: Table;
+      if (entry.kind === 'leaf' && this.wouldSwapPfn(fault, entry, iter.level)) {
+        this.dead = true;
+        fault.errno = 'EIO';
+        return 'error';
+      }
       if (entry.kind === 'leaf') table = this.splitHuge(root, iter, true);
       else {
         table = new Table(iter.level - 1, iter.gfn);
@@ -1351,6 +1356,15 @@ export class ModelVm {
       if (fault.hugePageDisallowed && fault.reqLevel >= iter.level) this.trackNx(table);
     }
     throw new Error('the walk of a fault must end at its goal level');
+  }
+
+  /** Whether a huge leaf maps another page than the fault would: its child could only be replaced by another's. */
+  private wouldSwapPfn(fault: Fault, huge: Leaf, level: number): boolean {
+    if (!fault.slot || huge.private === fault.private) return false;
+    if (this.kernel !== 'linux-6.16') return true;
+    // 6.16 leaves alone what lets the access through.
+    const child = { ...huge, executable: huge.executable || (this.nxHugePages && level === 2) };
+    return !fault.prefetch && !this.allows(child, fault.kind);
   }
 
   private adjustLevel(fault: Fault): void {
