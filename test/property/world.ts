@@ -256,8 +256,9 @@ export class World {
 
   /** Ends what the memslots would wait for: faults, and invalidations that have begun. */
   private settle(): void {
-    while (this.model.faults.length > 0) this.step({ op: 'finishFault', fault: 0 });
-    while (this.model.started.length > 0) this.step({ op: 'invalidateEnd' });
+    const { vm } = this.model;
+    while (this.model.faults.length > 0 && !vm.dead) this.step({ op: 'finishFault', fault: 0 });
+    while (this.model.started.length > 0 && !vm.dead) this.step({ op: 'invalidateEnd' });
   }
 
   /** A vCPU does one thing after the other: what it began is finished before it does anything else. */
@@ -266,7 +267,7 @@ export class World {
     const vcpu = 'vcpu' in command ? command.vcpu % this.config.vcpus : 0;
     for (;;) {
       const fault = this.model.faults.findIndex((one) => one.vcpu === vcpu);
-      if (fault < 0) return;
+      if (fault < 0 || this.model.vm.dead) return;
       this.step({ op: 'finishFault', fault });
     }
   }
