@@ -139,6 +139,14 @@ export class Control {
   premapped: u64;
   /** A zap was given up because a huge leaf could not be split; the operation under way ends with -EIO. */
   splitFailed: u32;
+  // The range under way, as losses.ts judges what it takes.
+  producer: u32;
+  lossCount: u32;
+  lossDropped: u32;
+  lossArg: u32;
+  lossSelector: u32;
+  lossStart: u64;
+  lossEnd: u64;
   exitHypercall: u32;
   // Policies (docs/counters.md says what each does).
   privateHugePages: u32;
@@ -298,6 +306,7 @@ export const CONTROL_AT_DESTROYED: usize = CONTROL_BASE + offsetof<Control>('des
 export const CONTROL_AT_ROOT_HIGH_WATER: usize = CONTROL_BASE + offsetof<Control>('rootHighWater');
 export const CONTROL_AT_GMEM_HIGH_WATER: usize = CONTROL_BASE + offsetof<Control>('gmemHighWater');
 export const CONTROL_AT_DIRECT_BITS: usize = CONTROL_BASE + offsetof<Control>('directBits');
+export const CONTROL_AT_LOSS_COUNT: usize = CONTROL_BASE + offsetof<Control>('lossCount');
 export const CONTROL_AT_TD_EPOCH: usize = CONTROL_BASE + offsetof<Control>('tdEpoch');
 export const CONTROL_AT_TD_STATE: usize = CONTROL_BASE + offsetof<Control>('tdState');
 /** What createVm() fixed: a snapshot of a VM that differs here is another VM's. */

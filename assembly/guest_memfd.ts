@@ -26,6 +26,7 @@ import {
 } from './gmems';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { GMEM_BYTES, GMEMS_MAX } from './layout';
+import { PRODUCER_GMEM_ERROR, PRODUCER_GMEM_PUNCH, PRODUCER_GMEM_RELEASE } from './losses';
 import { BY_GFN, Memslot, slotAtPlace, slotCount } from './memslots';
 import { unmapGfnRange, wantGfnRange } from './mmu';
 import {
@@ -217,6 +218,7 @@ export function gmemFallocate(fd: i32, serial: u32, mode: u32, offset: u64, leng
   const end = (offset + length) >> 12;
   if (mode & FALLOC_PUNCH_HOLE) {
     if (!reserveInvalidation(file, start, end)) return STATUS_CAPACITY;
+    ctl.producer = PRODUCER_GMEM_PUNCH;
     const met = gmemInvalidateBegin(file, start, end);
     if (ctl.splitFailed != 0) {
       gmemInvalidateEnd(met);
@@ -257,6 +259,7 @@ export function gmemRelease(fd: i32, serial: u32): i32 {
   if (file == 0) return -EBADF;
   const gmem = gmemAt(file - 1);
   if (!reserveInvalidation(file, 0, gmem.sizeBytes >> 12)) return STATUS_CAPACITY;
+  ctl.producer = PRODUCER_GMEM_RELEASE;
   const met = gmemInvalidateBegin(file, 0, LAST_INDEX);
   pausePoint(PAUSE_GMEM_ZAPPED);
   for (let place: u32 = 0; place < slotCount(0); place++) {
@@ -279,6 +282,7 @@ export function gmemMemoryError(fd: i32, serial: u32, page: u64): i32 {
   const gmem = gmemAt(file - 1);
   if (page >= gmem.sizeBytes >> 12) return -EINVAL;
   if (!reserveInvalidation(file, page, page + 1)) return STATUS_CAPACITY;
+  ctl.producer = PRODUCER_GMEM_ERROR;
   const met = gmemInvalidateBegin(file, page, page + 1);
   const tree = pagesTree(gmem);
   if (treeFlags(tree, PAGES_LEVEL, page) == 0) {

@@ -7,7 +7,7 @@
 //   ┊        IO       results that do not fit registers
 //   ┊        BITMAP   the argument of KVM_CLEAR_DIRTY_LOG
 //   ┊        MEMSLOTS records, then their orders by gfn and by hva
-//   ┊        ROOTS, VCPUS, FAULTS, GMEM, VMAS, SIDE
+//   ┊        ROOTS, VCPUS, FAULTS, GMEM, VMAS, SIDE, LOSSES
 //   ┊        RING     trace records
 //   ┊        STACKS   free blocks, one stack a size class
 //   ┊        ARENA    tables and planes, in blocks of 64 bytes
@@ -61,7 +61,11 @@ export const SIDE_BYTES: usize = 16;
 export const SIDE_CAPACITY: u32 = 16384;
 export const SIDE_BASE: usize = VMAS_BASE + <usize>VMAS_MAX * VMA_BYTES;
 
-export const RING_BASE: usize = (SIDE_BASE + <usize>SIDE_CAPACITY * SIDE_BYTES + 65535) & ~65535;
+export const LOSS_BYTES: usize = 48;
+export const LOSSES_MAX: u32 = 4096;
+export const LOSSES_BASE: usize = SIDE_BASE + <usize>SIDE_CAPACITY * SIDE_BYTES;
+
+export const RING_BASE: usize = (LOSSES_BASE + <usize>LOSSES_MAX * LOSS_BYTES + 65535) & ~65535;
 
 export const TRACE_RECORD_BYTES: usize = 16;
 

@@ -6,6 +6,7 @@
 
 import { ATTRIBUTES_TREE, C_ATTRIBUTE_XARRAY_OPS, C_LOCK_SECTIONS, count, ctl, hasPrivateMem } from './control';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
+import { PRODUCER_SET_ATTRIBUTES } from './losses';
 import {
   BY_GFN,
   endGfnOf,
@@ -133,6 +134,7 @@ function wantMixed(slot: Memslot, level: i32, gfn: u64): void {
 
 /** The first pass: publishes the hull, zaps what the new attributes leave behind, flushes once. */
 function preSet(startGfn: u64, endGfn: u64, attributes: u64): void {
+  ctl.producer = PRODUCER_SET_ATTRIBUTES;
   mmuInvalidateBegin();
   let flush: bool = false;
   for (let asId: u32 = 0; asId < ctl.asCount; asId++) {

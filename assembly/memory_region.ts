@@ -16,6 +16,7 @@ import {
 import { applyDirtyFlags, prepareDirtyBitmap } from './dirty_log';
 import { gmemCheckBind } from './guest_memfd';
 import { MEMSLOT_BYTES, USER_MEM_SLOTS } from './layout';
+import { PRODUCER_SLOT } from './losses';
 import { initMemslotMixed, wantMemslotMixed } from './mem_attributes';
 import {
   DIRTY_LEVEL,
@@ -307,6 +308,7 @@ function selectSlotDelete(): u32 {
 /** Mirrors: kvm_mmu_zap_memslot() */
 function zapMemslot(slot: Memslot): void {
   count(C_LOCK_SECTIONS, 1);
+  ctl.producer = PRODUCER_SLOT;
   if (unmapGfnRange(slot, slot.baseGfn, endGfnOf(slot), 0, selectSlotDelete())) flushRemoteTlbs();
 }
 

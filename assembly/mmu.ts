@@ -5,6 +5,7 @@
 
 import { ctl, hasMirroredTdp } from './control';
 import { gmemAt, PAGES_LEVEL, pagesTree } from './gmems';
+import { lossRequest } from './losses';
 import { Memslot } from './memslots';
 import { wantCuts, wantScattered } from './page_table';
 import { tdpMmuAge, tdpMmuSetSpte, tdpMmuUnmapRange, wantScatteredWalks, wantWalk } from './tdp_mmu';
@@ -32,6 +33,7 @@ function traceRange(type: u32, slot: Memslot, startGfn: u64, endGfn: u64, arg: u
  */
 export function unmapGfnRange(slot: Memslot, startGfn: u64, endGfn: u64, arg: u64, selector: u32): bool {
   if (ctl.traceOn != 0) traceRange(EV_UNMAP_GFN_RANGE, slot, startGfn, endGfn, arg, selector);
+  lossRequest(startGfn, endGfn, arg, selector);
   const roots = vendorRootsOfRange(selector, arg);
   if (!vendorSplitForZap(startGfn, endGfn, roots)) ctl.splitFailed = 1;
   const whole = ctl.splitFailed == 0;

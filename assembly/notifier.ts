@@ -3,6 +3,7 @@
 
 import { C_LOCK_SECTIONS, C_NOTIFIER_EVENTS, count, ctl, STALE_TREE } from './control';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
+import { PRODUCER_NOTIFIER } from './losses';
 import { BY_HVA, endHvaOf, Memslot, slotAtPlace, slotCount } from './memslots';
 import { ageGfn, setSpteGfn, testAgeGfn, unmapGfnRange, wantGfnRange, wantGfnRanges } from './mmu';
 import { treeSet } from './page_table';
@@ -47,6 +48,7 @@ export function mmuNotifierInvalidateRangeStart(start: u64, end: u64, blockable:
   ctl.notifierActive++;
   if (end <= start) return false;
   const selector = SELECT_NOTIFIER | (blockable ? MAY_BLOCK : 0);
+  ctl.producer = PRODUCER_NOTIFIER;
   let locked = false;
   let flush: bool = false;
   for (let asId: u32 = 0; asId < ctl.asCount; asId++) {

@@ -11,6 +11,8 @@ import {
   FAULTS_MAX,
   GMEM_BASE,
   GMEM_BYTES,
+  LOSS_BYTES,
+  LOSSES_BASE,
   MEMSLOT_BYTES,
   MEMSLOTS_BASE,
   PAUSE_BASE,
@@ -79,6 +81,8 @@ export function snapshotRegion(index: u32): i32 {
       return region(<usize>ctl.stackBase2, <usize>ctl.stackCount2 * 4);
     case 19:
       return region(<usize>ctl.arenaBase, (<usize>ctl.arenaNext) << 6);
+    case 20:
+      return region(LOSSES_BASE, <usize>ctl.lossCount * LOSS_BYTES);
     default:
       return 0;
   }

@@ -8,6 +8,7 @@
 import { handleChangedSptes } from './changed_spte';
 import { C_NX_LPAGE_SPLITS, C_VISITED_L1, count, ctl } from './control';
 import { TRACE_RECORD_BYTES } from './layout';
+import { overZapped } from './losses';
 import {
   childPtr,
   clearMarks,
@@ -260,8 +261,16 @@ function uniform(entryPtr: usize, level: i32, start: u64, end: u64): void {
   if (op == WALK_TEST) return;
   const after = op == WALK_MODIFY ? (flags & ~clear) | set : 0;
   if (tracing) emit(leafLevel, first, codeOfFlags(flags), codeOfFlags(after), leafs);
-  if (op != WALK_MODIFY) outside += last - first - (end - start);
+  if (op != WALK_MODIFY) beyond(start, end, first, last);
   setUniform(entryPtr, level, leafLevel, after);
+}
+
+/** Leaves that reach from `first` to `last` were zapped for [start, end). */
+function beyond(start: u64, end: u64, first: u64, last: u64): void {
+  if (first == start && last == end) return;
+  outside += last - first - (end - start);
+  if (first < start) overZapped(mirror, first & ~keyBits, start & ~keyBits);
+  if (last > end) overZapped(mirror, end - keyBits, last - keyBits);
 }
 
 function hugeLeaf(entryPtr: usize, level: i32, start: u64, end: u64): void {
@@ -276,7 +285,8 @@ function hugeLeaf(entryPtr: usize, level: i32, start: u64, end: u64): void {
     setLeaf(entryPtr, level, after);
     return;
   }
-  outside += pagesOf(level) - (end - start);
+  const base = start & ~(pagesOf(level) - 1);
+  beyond(start, end, base, base + pagesOf(level));
   setEmpty(entryPtr);
 }
 

@@ -29,6 +29,7 @@ import {
   SEPT_TREE,
 } from './control';
 import { gmemAt, PAGE_OWNED, PAGE_RESIDENT, PAGE_TOUCHED, PAGE_WRITTEN, PAGES_LEVEL, pagesTree } from './gmems';
+import { lossOfContent, lossPossible } from './losses';
 import { endGfnOf, gfnToMemslot, Memslot } from './memslots';
 import {
   atEnd,
@@ -326,9 +327,22 @@ function lostPages(accepted: u64): void {
   count(C_PRIVATE_PAGES_TO_ACCEPT, accepted);
 }
 
+/** Notes which accepted pages of [startGfn, endGfn), about to be removed, nobody asked to lose. */
+function noteLosses(startGfn: u64, endGfn: u64): void {
+  if (!lossPossible(startGfn, endGfn)) return;
+  let gfn = startGfn;
+  while (gfn < endGfn) {
+    treeAt(SEPT_TREE, septLevel(), gfn);
+    const end = min(atEnd, endGfn);
+    if (atFlags == SEPT_PRESENT) lossOfContent(gfn, end);
+    gfn = end;
+  }
+}
+
 function removeRun(startGfn: u64, endGfn: u64): void {
   const first = reachDown(startGfn);
   const last = reachUp(endGfn);
+  noteLosses(first, last);
   const level = ctl.traceOn != 0 && (septFlags(startGfn) & SEPT_PRESENT) != 0 ? atLevel : 1;
   septClear(startGfn, endGfn);
   const leafs = cleared4k + cleared2m;
@@ -405,7 +419,10 @@ function dropLeaf(gfn: u64, level: i32): void {
   const pages = pagesOf(level);
   seamcall(PAGE_WBINVD, gfn, level, TDX_SUCCESS, pages);
   count(C_PAGES_CLEARED, pages);
-  if (!removedPending) lostPages(pages);
+  if (!removedPending) {
+    lostPages(pages);
+    if (lossPossible(gfn, gfn + pages)) lossOfContent(gfn, gfn + pages);
+  }
   modifyPages(gfn, gfn + pages, PAGE_WRITTEN | PAGE_OWNED, 0);
 }
 
@@ -436,6 +453,7 @@ function removeBatched(startGfn: u64, endGfn: u64): void {
 function reclaimRun(startGfn: u64, endGfn: u64): void {
   const first = reachDown(startGfn);
   const last = reachUp(endGfn);
+  noteLosses(first, last);
   septClear(startGfn, endGfn);
   const pages = cleared4k + cleared2m * 512;
   if (pages == 0) return;

@@ -17,6 +17,7 @@ import {
 import { gmemRelease } from './guest_memfd';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { RING_BASE, TRACE_RECORD_BYTES } from './layout';
+import { lossRequest, PRODUCER_DIRECT, PRODUCER_ZAP_GFN_RANGE } from './losses';
 import { invalidateRoots, zapAllFast, zapInvalidatedRoots } from './memory_region';
 import { endGfnOf, memslotAt } from './memslots';
 import { ageGfn, setSpteGfn, testAgeGfn, unmapGfnRange } from './mmu';
@@ -259,6 +260,7 @@ export function vmGfnRange(
   if (call == CALL_SET_SPTE && end != start + 1) return -EINVAL;
   if (!reserve(64, 24)) return STATUS_CAPACITY;
   let result: bool;
+  ctl.producer = PRODUCER_DIRECT;
   if (call == CALL_UNMAP) result = unmapGfnRange(slot, start, end, arg, selector);
   else if (call == CALL_AGE) result = ageGfn(slot, start, end, selector);
   else if (call == CALL_TEST_AGE) result = testAgeGfn(slot, start, end, selector);
@@ -282,6 +284,8 @@ export function vmZapGfnRange(startGfn: f64, endGfn: f64): i32 {
   mmuInvalidateBegin();
   mmuInvalidateRangeAdd(start, end);
   const kinds = ctl.filterForm == FORM_TDX_V18 ? ROOTS_DIRECT : ROOTS_BOTH;
+  ctl.producer = PRODUCER_ZAP_GFN_RANGE;
+  lossRequest(start, end, 0, 0);
   const flush = tdpMmuUnmapRange(kinds, ALL_AS, start, end, true, true, false);
   if (flush) flushRemoteTlbsRange(start, end - start);
   mmuInvalidateEnd();

@@ -8,6 +8,7 @@ export type { KvmGfnRange } from './gfn-range.ts';
 export { GuestMemfd } from './guest-memfd.ts';
 export { type Advice, type HostKind, HostMemory, type HvaRange } from './host-memory.ts';
 export type { CheckFinding, LeafRun, WalkEntry } from './inspect.ts';
+export type { Loss, Producer } from './losses.ts';
 export * from './scenario.ts';
 export {
   type CallableLeaf,
@@ -37,6 +38,7 @@ export {
   type FilterForm,
   type KernelProfile,
   type Losses,
+  type LossReport,
   type MemoryRegion,
   type MemoryRegion2,
   type Pause,

@@ -48,6 +48,7 @@ import {
   type LeafRun,
   type WalkEntry,
 } from './inspect.ts';
+import { decodeLosses, type Loss } from './losses.ts';
 import { type SeptRun, type TdOptions, TdxModule, TRACK_POLICIES, ZAP_POLICIES } from './tdx.ts';
 import { decodeTrace, type SpteMeaning, spteMeaning, type TraceEvent } from './trace.ts';
 import { type Exit, Vcpu } from './vcpu.ts';
@@ -294,6 +295,14 @@ export interface Losses {
   gfnsZappedOutside: number;
   /** Leaves that map a private gfn shared, at this moment. */
   staleSharedLeaves: number;
+}
+
+/** vm.losses(): the totals, and which pages it were that nobody asked to lose. */
+export interface LossReport extends Losses {
+  /** In order; at most 4,096, runs that go on are one. */
+  records: readonly Loss[];
+  /** Records that found the table full. */
+  recordsDropped: number;
 }
 
 const SNAPSHOT_MAGIC = 0x50535045;
@@ -901,14 +910,21 @@ export class Vm {
     return this.#words[at] + this.#words[at + 1] * 4294967296;
   }
 
-  /** What was lost so far. */
-  losses(): Losses {
+  /**
+   * What was lost so far: totals of all that went, and records of what went although the request didn't ask for it: private
+   * pages whose content was destroyed, gfns zapped beyond the range.
+   */
+  losses(): LossReport {
+    const at = this.#wasm.CONTROL_AT_LOSS_COUNT.value >>> 2;
+    const first = this.#wasm.LOSSES_BASE.value >>> 2;
     const stats = this.stats();
     return {
       privatePagesLost: stats.private_pages_lost,
       pagesToAccept: stats.private_pages_to_accept,
       gfnsZappedOutside: stats.gfns_zapped_outside_request,
       staleSharedLeaves: this.#run(() => this.#wasm.staleSharedLeafs()),
+      records: decodeLosses(this.#words.subarray(first), this.#words[at], this.options.filterForm),
+      recordsDropped: this.#words[at + 1],
     };
   }
 

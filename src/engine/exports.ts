@@ -84,6 +84,7 @@ export interface EngineExports {
   CONTROL_AT_PAUSE_GFN: Global;
   CONTROL_AT_BUDGET: Global;
   CONTROL_AT_STOP_MASK: Global;
+  CONTROL_AT_LOSS_COUNT: Global;
   CONTROL_AT_OPERATION: Global;
   CONTROL_AT_YIELD_GFN: Global;
   CONTROL_AT_YIELD_ARMED: Global;
@@ -108,6 +109,7 @@ export interface EngineExports {
   BITMAP_BYTES: Global;
   IO_BASE: Global;
   IO_BYTES: Global;
+  LOSSES_BASE: Global;
   PAUSE_BASE: Global;
   RING_BASE: Global;
   ROOTS_BASE: Global;

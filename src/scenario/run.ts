@@ -615,7 +615,8 @@ interface Reading {
 }
 
 function read(vm: Vm): Reading {
-  return { counters: { ...vm.stats() }, losses: vm.losses() };
+  const { records: _records, recordsDropped: _dropped, ...losses } = vm.losses();
+  return { counters: { ...vm.stats() }, losses };
 }
 
 function difference(before: Record<string, number>, after: Record<string, number>): Record<string, number> {
