@@ -221,6 +221,10 @@ const vmRows: Record<string, Bad[]> = {
   gmemFallocate: [],
   gmemMemoryError: [],
   gmemClose: [],
+  inspectSept: [],
+  seamcallStatus: [],
+  tdState: [],
+  septLeafs: [],
   failReservation: [],
   spareBlocks: [],
   setUserMemoryRegion: regionRows('setUserMemoryRegion'),
@@ -452,7 +456,56 @@ const vcpuRows: Record<string, Bad[]> = {
     ...u64('gpa', ({ vcpu }, value) => vcpu.accept({ gpa: value, size: PAGE })),
     ...u64('size', ({ vcpu }, value) => vcpu.accept({ gpa: 0, size: value })),
     refused('unaligned', 'EINVAL', ({ vcpu }) => vcpu.accept({ gpa: 1, size: PAGE })),
+    ...number('level', 1, 2, ({ vcpu }, value) => vcpu.accept({ gpa: 0, size: PAGE, level: value })).filter(
+      ([what]) => what !== 'level null',
+    ),
     refused('a VM that is no TD', 'EINVAL', ({ vcpu }) => vcpu.accept({ gpa: 0, size: PAGE })),
+  ],
+  beginAccept: [
+    ...args('args', ({ vcpu }, value) => vcpu.beginAccept(value)),
+    ...u64('gpa', ({ vcpu }, value) => vcpu.beginAccept({ gpa: value })),
+    ...number('level', 1, 2, ({ vcpu }, value) => vcpu.beginAccept({ gpa: 0, level: value })).filter(
+      ([what]) => what !== 'level null',
+    ),
+    refused('a VM that is no TD', 'EINVAL', ({ vcpu }) => vcpu.beginAccept({ gpa: 0 })),
+  ],
+  finishAccept: [refused('a VM that is no TD', 'EINVAL', ({ vcpu }) => vcpu.finishAccept())],
+  beginEnter: [refused('a VM that is no TD', 'EINVAL', ({ vcpu }) => vcpu.beginEnter())],
+  finishEnter: [refused('a VM that is no TD', 'EINVAL', ({ vcpu }) => vcpu.finishEnter())],
+  mapGpa: [
+    ...args('args', ({ vcpu }, value) => vcpu.mapGpa(value)),
+    ...u64('gpa', ({ vcpu }, value) => vcpu.mapGpa({ gpa: value, size: PAGE })),
+    ...u64('size', ({ vcpu }, value) => vcpu.mapGpa({ gpa: 0, size: value })),
+    ...[0, 0.5, -1, 'x'].map(
+      (value): Bad => [
+        `interruptAfter ${value}`,
+        ({ vcpu }) => vcpu.mapGpa({ gpa: 0, size: PAGE, interruptAfter: value as never }),
+        /^interruptAfter is /,
+      ],
+    ),
+    [
+      'complete 7',
+      ({ vcpu }) => vcpu.mapGpa({ gpa: 0, size: PAGE, complete: 7 as never }),
+      /^complete must be a function/,
+    ],
+    refused('a VM that is no TD', 'EINVAL', ({ vcpu }) => vcpu.mapGpa({ gpa: 0, size: PAGE })),
+  ],
+  initMemRegion: [
+    ...args('args', ({ vcpu }, value) => vcpu.initMemRegion(value)),
+    ...u64('gpa', ({ vcpu }, value) => vcpu.initMemRegion({ gpa: value, pages: 1 })),
+    ...u64('pages', ({ vcpu }, value) => vcpu.initMemRegion({ gpa: 0, pages: value })),
+    ...u64('source', ({ vcpu }, value) => vcpu.initMemRegion({ gpa: 0, pages: 1, source: value })).filter(
+      ([what]) => what !== 'source null',
+    ),
+    [
+      'measure 1',
+      ({ vcpu }) => vcpu.initMemRegion({ gpa: 0, pages: 1, measure: 1 as never }),
+      /^measure is 1: it must be a boolean/,
+    ],
+    ...number('signalAfter', 0, Number.MAX_SAFE_INTEGER, ({ vcpu }, value) =>
+      vcpu.initMemRegion({ gpa: 0, pages: 1, signalAfter: value }),
+    ),
+    refused('a VM that is no TD', 'EINVAL', ({ vcpu }) => vcpu.initMemRegion({ gpa: 0, pages: 1 })),
   ],
 };
 
