@@ -378,11 +378,14 @@ export class Host {
   }
 
   mprotect(start: number, end: number, prot: number): void {
-    if (this.hasHole(start, end)) throw new HostError('ENOMEM');
+    let done = start;
     for (const vma of this.parts(start, end)) {
+      // What lies before a hole is done.
+      if (vma.start > done) break;
       const a = Math.max(start, vma.start);
       const b = Math.min(end, vma.end);
       const kind = vma.kind;
+      done = b;
       if (!this.modify(vma, a, b, { prot })) continue;
       if (isHugetlb(kind)) this.event(a, b);
       else {
@@ -401,6 +404,7 @@ export class Host {
         if (pte && pte.kind !== 'zero') pte.writable = writable;
       }
     }
+    if (done < end) throw new HostError('ENOMEM');
   }
 
   dontneed(start: number, end: number): void {
