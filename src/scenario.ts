@@ -5,6 +5,9 @@
 // describes each field with examples.
 
 import { scenarios as builtIn } from './scenario/built-in.ts';
+import { MEMORY_FIELDS, VM_FIELDS } from './scenario/check.ts';
+import type { Field } from './scenario/fields.ts';
+import { METHODS } from './scenario/methods.ts';
 
 export { checkScenario } from './scenario/check.ts';
 export {
@@ -71,6 +74,8 @@ export interface VmSection {
   mmioCaching?: boolean | string;
   hugepageGuard?: boolean | string;
   septVeDisable?: boolean | string;
+  /** A TD's own options: each as createVm()'s, or an expression. */
+  td?: Record<string, Quantity | boolean>;
 }
 
 export interface MemorySection {
@@ -126,6 +131,19 @@ export interface Variant {
   check?: 'empty' | 'off';
   /** What the measured step's counters and losses must be. */
   expect?: Record<string, Quantity>;
+}
+
+/** What a field of a scenario takes: a kind of value, perhaps words or fields of its own. */
+export type ScenarioField = Field;
+
+/** The fields of a scenario's sections, and of each method a step can name: what an editor needs to know. */
+export function scenarioFields(): {
+  vm: Readonly<Record<string, ScenarioField>>;
+  memory: Readonly<Record<string, ScenarioField>>;
+  methods: Readonly<Record<string, Readonly<Record<string, ScenarioField>>>>;
+} {
+  const methods = Object.fromEntries(Object.entries(METHODS).map(([name, { fields }]) => [name, fields]));
+  return { vm: VM_FIELDS, memory: MEMORY_FIELDS, methods };
 }
 
 /** The scenarios that come with the package, by name. */

@@ -7,6 +7,7 @@ import { registerConform } from './conform/command.ts';
 import { registerList } from './list.ts';
 import { ExpectationError, registerRun } from './run.ts';
 import { InputError } from './scenario-file.ts';
+import { registerSchema } from './schema.ts';
 
 // A reader that has seen enough, such as head, is no error.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
@@ -30,6 +31,7 @@ Exit codes: 0 done, 1 a comparison or an expectation failed, 2 the call or its i
 registerRun(program);
 registerConform(program);
 registerList(program);
+registerSchema(program);
 
 try {
   await program.parseAsync();
