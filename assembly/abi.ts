@@ -33,11 +33,11 @@ import {
   wantEvent,
 } from './notifier';
 import { reserveFault } from './page_fault';
-import { atLevel, reserveWanted, wantNothing } from './page_table';
+import { atLevel, pagesOf, reserveWanted, wantNothing } from './page_table';
 import { GATE_OPERATION, GATE_VCPU, gate } from './pause';
 import { EINVAL, EOPNOTSUPP, STATUS_CAPACITY } from './status';
 import { tdxSeamcall } from './tdx';
-import { PAGE_ACCEPT, STATUSES, septFlags, septUnderBlockedTable } from './tdx_module';
+import { PAGE_ACCEPT, STATUSES, septFlags, septUnderBlockedTable, tableBlocked } from './tdx_module';
 import { tdxInitMemRegion, tdxMapGpa, vcpuAccept } from './tdx_vcpu';
 import { vcpuAccess, vcpuBeginFault, vcpuPreFaultMemory, vcpuSetAddressSpace } from './vcpu';
 import {
@@ -212,11 +212,19 @@ export function abiInjectStatus(leaf: u32, status: u32, skip: u32, times: u32): 
   ctl.injectTimes = times;
   return 0;
 }
-/** The S-EPT entry that maps `gfn`: flags in bits 0-7, level from bit 8, bit 16 under a blocked table. */
-export function abiSeptEntry(gfn: f64): i32 {
+/**
+ * The S-EPT entry of `level` at `gfn`, or, where the walk ends higher up or `level` is 0, the one that it ends at: flags in
+ * bits 0-7, level from bit 8, bit 16 at or under a blocked table, bit 17 a table.
+ */
+export function abiSeptEntry(gfn: f64, level: i32): i32 {
   if (ctl.vmType != VM_TDX) return -EINVAL;
   const flags = septFlags(<u64>gfn);
-  return <i32>(flags | ((<u32>atLevel) << 8) | (septUnderBlockedTable(<u64>gfn) ? 1 << 16 : 0));
+  const reached = atLevel;
+  if (level > reached) {
+    const base = <u64>gfn & ~(pagesOf(level) - 1);
+    return (level << 8) | (tableBlocked(base, level) ? 1 << 16 : 0) | (1 << 17);
+  }
+  return <i32>(flags | ((<u32>reached) << 8) | (septUnderBlockedTable(<u64>gfn) ? 1 << 16 : 0));
 }
 export function abiSeamcallStatus(leaf: u32, status: u32): f64 {
   return <f64>load<u64>(SEAMCALL_STATUS_BASE + ((<usize>(leaf * STATUSES + status)) << 3));

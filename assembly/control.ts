@@ -39,6 +39,13 @@ export class Control {
   hugepageGuard: u32;
   septVeDisable: u32;
   vcpuCount: u32;
+  // Policies of a TD (TdOptions of src/tdx.ts says what each does).
+  privateHugePages: u32;
+  zapPolicy: u32;
+  trackBatched: u32;
+  zeroStepLocalRetry: u32;
+  /** CPU packages of the host, whose caches are written back one by one. */
+  packages: u32;
   // Capabilities, quirks and module parameters.
   quirkSlotZapAll: u32;
   manualDirtyLog: u32;
@@ -148,13 +155,10 @@ export class Control {
   lossStart: u64;
   lossEnd: u64;
   exitHypercall: u32;
-  // Policies (docs/counters.md says what each does).
-  privateHugePages: u32;
-  zapPolicy: u32;
-  trackBatched: u32;
-  zeroStepLocalRetry: u32;
-  /** CPU packages of the host, whose caches are written back one by one. */
-  packages: u32;
+  /** The mirror and the S-EPT may disagree: a call went past KVM, or failed. Zaps go leaf by leaf of the mirror then. */
+  septDiverged: u32;
+  /** Epoch, plus 1, of what is blocked without a side record: as many leaves as one TRACK is for. */
+  septBatchEpoch: u64;
 }
 if (offsetof<Control>() > 1024) ERROR('Control outgrew its 1,024 bytes');
 

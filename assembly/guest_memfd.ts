@@ -141,6 +141,7 @@ function nextBinding(file: u32, fromPage: u64): Memslot | null {
  */
 function gmemInvalidateBegin(file: u32, start: u64, end: u64): bool {
   trace2(EV_GMEM_INVAL_BEGIN, 0, 0, start, end, 0);
+  ctl.splitFailed = 0;
   let met = false;
   let flush: bool = false;
   let slot = nextBinding(file, 0);
@@ -284,6 +285,10 @@ export function gmemMemoryError(fd: i32, serial: u32, page: u64): i32 {
   if (!reserveInvalidation(file, page, page + 1)) return STATUS_CAPACITY;
   ctl.producer = PRODUCER_GMEM_ERROR;
   const met = gmemInvalidateBegin(file, page, page + 1);
+  if (ctl.splitFailed != 0) {
+    gmemInvalidateEnd(met);
+    return -EIO;
+  }
   const tree = pagesTree(gmem);
   if (treeFlags(tree, PAGES_LEVEL, page) == 0) {
     treeSet(tree, PAGES_LEVEL, page, page + 1, 1, PAGE_RESIDENT | PAGE_POISONED);

@@ -9,6 +9,7 @@ import { lossRequest } from './losses';
 import { Memslot } from './memslots';
 import { wantCuts, wantScattered } from './page_table';
 import { tdpMmuAge, tdpMmuSetSpte, tdpMmuUnmapRange, wantScatteredWalks, wantWalk } from './tdp_mmu';
+import { tdxZapsPiecewise } from './tdx';
 import {
   EV_AGE_GFN,
   EV_GFN_RANGE_RET,
@@ -48,7 +49,9 @@ export function wantGfnRange(slot: Memslot, startGfn: u64, endGfn: u64): void {
   wantWalk(slot.asId, startGfn, endGfn);
   if (!hasMirroredTdp() || slot.gmem == 0) return;
   const offset = slot.gmemPgoff - slot.baseGfn;
-  wantCuts(pagesTree(gmemAt(slot.gmem - 1)), PAGES_LEVEL, startGfn + offset, endGfn + offset);
+  const tree = pagesTree(gmemAt(slot.gmem - 1));
+  if (tdxZapsPiecewise()) wantScattered(tree, PAGES_LEVEL, startGfn + offset, endGfn + offset, true);
+  wantCuts(tree, PAGES_LEVEL, startGfn + offset, endGfn + offset);
 }
 
 /** As wantGfnRange(), for any number of calls on parts of the range. */

@@ -65,7 +65,7 @@ import {
   tdpMmuWalk,
 } from './tdp_mmu';
 import { tdxGuestInhibit, tdxGuestInhibits, tdxSeptLink, tdxSeptSet, tdxSeptSetRun, tdxSeptSplit } from './tdx';
-import { septQuiet, septReaches, TD_BUILD, TDX_OPERAND_BUSY, TDX_SUCCESS } from './tdx_module';
+import { septQuiet, TD_BUILD, TDX_OPERAND_BUSY, TDX_SUCCESS } from './tdx_module';
 import { codeOfMmio, EV_MARK_MMIO_SPTE, trace } from './trace';
 import { vcpuAt } from './vcpus';
 
@@ -145,7 +145,9 @@ export function initFault(fault: Fault, vcpu: u32, gfn: u64, access: u32, privat
  * table, contents, dirty bitmap; and, if the host replaces the page, two events in each slot that shows it.
  */
 export function reserveFault(): bool {
-  return sideHasRoom() && reserve(64 + 16 * ctl.hvaAliases, 24 + 8 * ctl.hvaAliases);
+  // The accepts under way end where a split kicks their vCPUs.
+  const accepts = ctl.acceptsBegun;
+  return sideHasRoom() && reserve(64 + 16 * ctl.hvaAliases + 12 * accepts, 24 + 8 * ctl.hvaAliases + 4 * accepts);
 }
 
 function slotOf(fault: Fault): Memslot {
@@ -405,10 +407,10 @@ function installMirror(fault: Fault, slot: Memslot, root: Root, stepwise: bool):
     return RET_PF_SPURIOUS;
   }
   // No promotion: where tables go down to 4K, leaves are 4K.
-  const goal = atLevel < 2 ? 1 : privateGoal(fault, slot);
+  const reached = atLevel;
+  const goal = reached < 2 ? 1 : privateGoal(fault, slot);
   tdpMmuCountFault(goal);
-  for (let level = <i32>ctl.rootLevel - 1; level >= goal; level--) {
-    if (septReaches(gfn, level)) continue;
+  for (let level = reached - 1; level >= goal; level--) {
     const status = tdxSeptLink(gfn, level);
     if (status != TDX_SUCCESS) return status == TDX_OPERAND_BUSY ? RET_PF_RETRY : RET_PF_BUG;
     tdpMmuLinkTable(root, gfn, level);
@@ -450,6 +452,8 @@ function extendMirror(fault: Fault, slot: Memslot, root: Root, goal: i32): void 
     tdpMmuWalk(root, end);
     if ((atFlags & PRESENT) != 0) break;
     if (goal == 1) {
+      // Of an accept of 2M only the first page was asked for: the guest goes down to 4K next.
+      if (fault.acceptLevel == 2) break;
       if (ctl.privateHugePages != 0 && (end & 511) == 0 && fault.acceptLevel != 1 && ctl.tdState != TD_BUILD) break;
       if (ctl.sideCount != 0 && sideIn(root, end, min(limit, atEnd))) break;
       end = ctl.privateHugePages != 0 ? min(limit, min(atEnd, (end | 511) + 1)) : min(limit, atEnd);

@@ -91,7 +91,7 @@ import {
   walkFor,
   walkPiece,
 } from './tdp_iter';
-import { tdxFreeTables, tdxRunEnd, tdxZapped, wantTdxZap } from './tdx';
+import { tdxFreeTables, tdxRunEnd, tdxZapped, tdxZapsPiecewise, wantTdxZap } from './tdx';
 import { flushRemoteTlbs, flushRemoteTlbsRange } from './tlb';
 import {
   codeOfFlags,
@@ -235,7 +235,9 @@ export function wantWalk(asId: u32, startGfn: u64, endGfn: u64): void {
     const limit = maxGfnExclusive(bits);
     wantCuts(entryOf(root), rootEntryLevel(), min(startGfn, limit) + bits, min(endGfn, limit) + bits);
     if (root.kind == ROOT_MIRROR) {
-      wantCuts(SEPT_TREE, rootEntryLevel(), min(startGfn, limit), min(endGfn, limit));
+      const end = min(endGfn, limit);
+      if (tdxZapsPiecewise()) wantScattered(SEPT_TREE, rootEntryLevel(), startGfn, end, true);
+      wantCuts(SEPT_TREE, rootEntryLevel(), min(startGfn, limit), end);
       wantTdxZap();
     }
     // Between pieces of a walk there is a boundary that moves along.
@@ -321,7 +323,7 @@ function walkAtOnce(
   let changed: bool;
   if (root.kind == ROOT_MIRROR && isZap(walkOp)) {
     changed = zapMirror(root, startGfn, stop, walkOp, lowest, sharedMode, false);
-    if (changed && ctl.trackBatched != 0) tdxZapped(startGfn, stop);
+    if (changed && leafsKept) tdxZapped(startGfn, stop, 0);
   } else {
     walkFor(walkOp, need, clear, 0, lowest, indexOf(root), root.asId, root.kind, bits, sharedMode);
     walkPiece(entryOf(root), rootEntryLevel(), startGfn | bits, stop + bits, false);
@@ -339,9 +341,11 @@ function isZap(walkOp: u32): bool {
 }
 
 /**
- * Zaps [startGfn, endGfn) of a mirror root, and, unless TRACK is batched, in the S-EPT beneath: one run of leaves alike
- * after the other where a trace shall show which call follows which change. Returns whether anything changed.
+ * Zaps [startGfn, endGfn) of a mirror root, and in the S-EPT beneath, unless TRACK is batched (`leafsKept`): one run of
+ * leaves alike after the other where a trace shall show which call follows which change, or the trees may disagree.
+ * Returns whether anything changed.
  */
+let leafsKept: bool = false;
 function zapMirror(
   root: Root,
   startGfn: u64,
@@ -351,19 +355,28 @@ function zapMirror(
   sharedMode: bool,
   isResumed: bool,
 ): bool {
-  const byRun = ctl.traceOn != 0 && ctl.trackBatched == 0;
+  const diverged = ctl.septDiverged != 0;
+  const batched = ctl.trackBatched != 0 && !diverged;
+  const byRun = diverged || (ctl.traceOn != 0 && !batched);
   let changed = false;
   let at = startGfn;
   while (at < endGfn) {
-    const end = byRun ? tdxRunEnd(at, endGfn) : endGfn;
+    let end = byRun ? tdxRunEnd(at, endGfn) : endGfn;
+    let leafLevel = 0;
+    if (diverged) {
+      tdpMmuWalk(root, at);
+      leafLevel = atLevel;
+      end = min(end, atEnd);
+    }
     walkFor(walkOp, 0, 0, 0, lowest, indexOf(root), root.asId, root.kind, 0, sharedMode);
     walkPiece(entryOf(root), rootEntryLevel(), at, end, isResumed || at != startGfn);
     if (settle(root, walkOp)) {
       changed = true;
-      if (ctl.trackBatched == 0) tdxZapped(at, end);
+      if (!batched) tdxZapped(at, end, leafLevel);
     }
     at = end;
   }
+  leafsKept = batched && changed;
   return changed;
 }
 
@@ -445,7 +458,7 @@ function walkInPieces(
       let changed: bool;
       if (mirrored) {
         changed = zapMirror(root, at, end, walkOp, lowest, sharedMode, resumed);
-        if (changed && ctl.trackBatched != 0) batchHits++;
+        if (leafsKept) batchHits++;
       } else {
         walkPiece(entry, level, at, end, resumed);
         changed = settle(root, walkOp);
@@ -458,7 +471,7 @@ function walkInPieces(
       at = end;
     }
     if (batchHits != 0 && (yieldHere || at == stop)) {
-      tdxZapped(batchFrom, at);
+      tdxZapped(batchFrom, at, 0);
       batchFrom = at;
       batchHits = 0;
     }

@@ -49,6 +49,8 @@ import {
   cleared4k,
   clearedAccepted,
   KEY_FREEID,
+  lastFailure,
+  PAGE_ACCEPT,
   PAGE_ADD,
   PAGE_AUG,
   PAGE_DEMOTE,
@@ -56,11 +58,11 @@ import {
   PAGE_RECLAIM,
   PAGE_REMOVE,
   PAGE_WBINVD,
+  plainSeamcalls,
   RANGE_BLOCK,
   removedPending,
   SEPT_ADD,
   SEPT_PRESENT,
-  seamcall,
   septClear,
   septFlags,
   septLevel,
@@ -73,6 +75,7 @@ import {
   TD_RUNNABLE,
   TD_TEARDOWN,
   TDX_EPT_ENTRY_STATE_INCORRECT,
+  TDX_FLUSHVP_NOT_DONE,
   TDX_INTERRUPTED_RESTARTABLE,
   TDX_OPERAND_BUSY,
   TDX_SUCCESS,
@@ -94,9 +97,10 @@ import {
 import { EV_KICK, EV_SEPT_REMOVED, trace } from './trace';
 import { Vcpu, vcpuAt } from './vcpus';
 
-/** Mirrors: KVM_BUG_ON() */
+/** From here on the mirror and the S-EPT may disagree. Mirrors: KVM_BUG_ON() */
 function vmBug(): void {
   ctl.dead = 1;
+  ctl.septDiverged = 1;
 }
 
 // --- Which page is behind a gfn --------------------------------------------------------------------------------------
@@ -166,6 +170,7 @@ function leaveTd(vcpu: Vcpu): void {
  * goes on, unless a retry holds entries off. Mirrors: kvm_make_all_cpus_request()
  */
 function kickAll(): void {
+  if (ctl.dead != 0) allOut();
   count(C_KICKS, 1);
   let inside: u32 = 0;
   for (let index: u32 = 0; index < ctl.vcpuCount; index++) {
@@ -179,8 +184,13 @@ function kickAll(): void {
   trace(EV_KICK, 0, inside, 0);
   if (ctl.waitForSeptZap == 0) returnAll();
 }
+/** A VM that died has no vCPU inside. Mirrors: KVM_REQ_VM_DEAD */
+function allOut(): void {
+  for (let index: u32 = 0; index < ctl.vcpuCount; index++) leaveTd(vcpuAt(index));
+}
 /** Every vCPU that runs guest code goes in again. */
 function returnAll(): void {
+  if (ctl.dead != 0) return;
   for (let index: u32 = 0; index < ctl.vcpuCount; index++) {
     const vcpu = vcpuAt(index);
     if (vcpu.inGuest != 0 && vcpu.inTd == 0) tdxVcpuEnter(vcpu);
@@ -257,10 +267,17 @@ export function tdxPageAddRun(startGfn: u64, endGfn: u64): void {
 
 // --- Removing --------------------------------------------------------------------------------------------------------
 
-/** Adds to a reservation what tdxZapped() of [startGfn, endGfn) needs beyond the range itself. */
+/** Adds to a reservation what tdxZapped() needs beyond the range itself. */
 export function wantTdxZap(): void {
   // Huge leaves at the ends go, or are split, whole: a path each in the S-EPT, the mirror and the file.
   if (ctl.privateHugePages != 0) want(24, 6);
+  // A kick ends each accept under way: a path in the S-EPT and one in the file.
+  want(12 * <u64>ctl.acceptsBegun, 4 * <u64>ctl.acceptsBegun);
+}
+
+/** Whether a zap goes piece by piece: each leaf table beneath may then need all its planes. */
+export function tdxZapsPiecewise(): bool {
+  return ctl.traceOn != 0 || ctl.budget < Infinity || ctl.premapped != 0 || !septQuiet();
 }
 
 /** The end of the S-EPT leaves alike that begin at or behind `gfn`, for a trace of one run at a time. */
@@ -270,12 +287,18 @@ export function tdxRunEnd(gfn: u64, limit: u64): u64 {
 
 /**
  * The mirror leaves of [startGfn, endGfn) became non-present: takes their pages from the TD. A failure that is no BUSY, or a
- * second BUSY, bugs the VM and leaves the S-EPT as it is; the walk goes on.
+ * second BUSY, bugs the VM and leaves the S-EPT as it is; the walk goes on. Where the trees may disagree, all of the range
+ * were leaves of `level`; else 0.
  * Mirrors: tdx_sept_remove_private_spte() for each leaf, in gfn order
  */
-export function tdxZapped(startGfn: u64, endGfn: u64): void {
+export function tdxZapped(startGfn: u64, endGfn: u64, level: i32): void {
+  if (ctl.dead != 0) allOut();
   if (ctl.tdState == TD_TEARDOWN) {
     reclaimRun(startGfn, endGfn);
+    return;
+  }
+  if (level != 0) {
+    removeLeafsOf(startGfn, endGfn, level);
     return;
   }
   if (septQuiet() && ctl.premapped == 0) {
@@ -299,6 +322,15 @@ export function tdxZapped(startGfn: u64, endGfn: u64): void {
     const first = gfn & ~(pagesOf(level) - 1);
     removeLeaf(first, level);
     gfn = first + pagesOf(level);
+  }
+}
+
+/** What the mirror says there was, whatever the S-EPT holds. */
+function removeLeafsOf(startGfn: u64, endGfn: u64, level: i32): void {
+  const pages = pagesOf(level);
+  for (let gfn = startGfn & ~(pages - 1); gfn < endGfn; gfn += pages) {
+    if (ctl.premapped != 0 && (septFlags(gfn) & SEPT_PRESENT) == 0) forgetPremapped(gfn, gfn + 1);
+    else removeLeaf(gfn, level);
   }
 }
 
@@ -417,7 +449,13 @@ function dropLeaf(gfn: u64, level: i32): void {
     return;
   }
   const pages = pagesOf(level);
-  seamcall(PAGE_WBINVD, gfn, level, TDX_SUCCESS, pages);
+  if (plainSeamcalls(PAGE_WBINVD, gfn, level, pages) != 0) {
+    // The page can't be used again: it stays the TD's.
+    vmBug();
+    if (!removedPending) lostPages(pages);
+    modifyPages(gfn, gfn + pages, PAGE_WRITTEN, 0);
+    return;
+  }
   count(C_PAGES_CLEARED, pages);
   if (!removedPending) {
     lostPages(pages);
@@ -457,8 +495,9 @@ function reclaimRun(startGfn: u64, endGfn: u64): void {
   septClear(startGfn, endGfn);
   const pages = cleared4k + cleared2m * 512;
   if (pages == 0) return;
-  seamcall(PAGE_RECLAIM, first, 1, TDX_SUCCESS, pages);
-  count(C_PAGES_CLEARED, pages);
+  const failed = plainSeamcalls(PAGE_RECLAIM, first, 1, pages);
+  count(C_PAGES_LEAKED, failed);
+  count(C_PAGES_CLEARED, pages - failed);
   lostPages(clearedAccepted);
   modifyPages(first, last, PAGE_WRITTEN | PAGE_OWNED, 0);
 }
@@ -467,7 +506,7 @@ function reclaimRun(startGfn: u64, endGfn: u64): void {
 
 /**
  * The 2M leaf at `gfn` becomes 512 of 4K, in the S-EPT. Under mmu_lock held for writing. Returns the status of what failed:
- * the leaf is whole then, and unblocked if it could be. Source: spec 7.10.
+ * the VM is bugged then, the leaf is whole, and blocked if BLOCK was no failure. Source: spec 7.10.
  */
 export function tdxSeptSplit(gfn: u64): u32 {
   if (!blockAndTrack(gfn, 2)) return TDX_OPERAND_BUSY;
@@ -493,15 +532,21 @@ export function tdxGuestInhibit(gfn: u64): void {
 
 /**
  * Gives the key back: every vCPU is flushed from its CPU, the caches are written back once a package, the key is freed.
- * From here on pages can only be reclaimed. Mirrors: tdx_mmu_release_hkid()
+ * From here on pages can only be reclaimed. Where that fails the key stays assigned. Mirrors: tdx_mmu_release_hkid()
  */
 export function tdxReleaseHkid(): void {
   if (ctl.tdState == TD_TEARDOWN) return;
-  for (let index: u32 = 0; index < ctl.vcpuCount; index++) leaveTd(vcpuAt(index));
-  seamcall(VP_FLUSH, 0, 0, TDX_SUCCESS, <u64>ctl.vcpuCount);
-  seamcall(VPFLUSHDONE, 0, 0, TDX_SUCCESS, 1);
-  seamcall(CACHE_WB, 0, 0, TDX_SUCCESS, <u64>ctl.packages);
-  seamcall(KEY_FREEID, 0, 0, TDX_SUCCESS, 1);
+  allOut();
+  if (plainSeamcalls(VP_FLUSH, 0, 0, <u64>ctl.vcpuCount) != 0) vmBug();
+  if (plainSeamcalls(VPFLUSHDONE, 0, 0, 1) != 0) {
+    if (lastFailure != TDX_FLUSHVP_NOT_DONE) vmBug();
+    return;
+  }
+  plainSeamcalls(CACHE_WB, 0, 0, <u64>ctl.packages);
+  if (plainSeamcalls(KEY_FREEID, 0, 0, 1) != 0) {
+    vmBug();
+    return;
+  }
   ctl.tdState = TD_TEARDOWN;
 }
 
@@ -515,8 +560,9 @@ export function tdxFreeTables(tables: u64): void {
     count(C_PAGES_LEAKED, tables);
     return;
   }
-  seamcall(PAGE_RECLAIM, 0, 0, TDX_SUCCESS, tables);
-  count(C_PAGES_CLEARED, tables);
+  const failed = plainSeamcalls(PAGE_RECLAIM, 0, 0, tables);
+  count(C_PAGES_LEAKED, failed);
+  count(C_PAGES_CLEARED, tables - failed);
 }
 
 /** KVM_TDX_TERMINATE_VM: the key goes first, the pages are reclaimed as their files are closed. */
@@ -532,6 +578,12 @@ export function tdxTerminate(): void {
  * it. Returns the status. Requires: `leaf` is one of SEPT.ADD to PAGE.ACCEPT; reserve() for two boundary paths.
  */
 export function tdxSeamcall(leaf: u32, gfn: u64, level: i32): u32 {
+  const status = callDirectly(leaf, gfn, level);
+  if (status == TDX_SUCCESS && leaf != TRACK && leaf != PAGE_ACCEPT) ctl.septDiverged = 1;
+  return status;
+}
+
+function callDirectly(leaf: u32, gfn: u64, level: i32): u32 {
   const pages = pagesOf(max(level, 1));
   let status: u32;
   if (leaf == SEPT_ADD) return tdhMemSeptAdd(gfn, level - 1);

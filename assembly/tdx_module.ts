@@ -27,6 +27,7 @@ import {
   C_TD_TLB_FLUSHES,
   C_TRACK,
   C_VP_ENTER,
+  C_ZERO_STEP_CHECKS,
   count,
   ctl,
   SEAMCALL_STATUS_BASE,
@@ -61,7 +62,7 @@ import {
   treeSet,
   UNIFORM,
 } from './page_table';
-import { sideDelete, sideGetWide, sideKey, sideSetWide } from './side';
+import { sideDelete, sideGetWide, sideHasRoom, sideKey, sideSetWide } from './side';
 import { EV_SEAMCALL, trace } from './trace';
 import { Vcpu, vcpuAt } from './vcpus';
 
@@ -120,9 +121,18 @@ export const TD_TEARDOWN: u32 = 3;
 export const ZERO_STEP_THRESHOLD: u32 = 6;
 
 const SEPT_SIDE: u32 = 0xff00;
-/** Side records of blocked entries: the level is part of the key, the value is the epoch they were blocked in. */
+/** Side records of blocked entries: the level is part of the key, the value is the epoch they were blocked in, plus 1. */
 function blockedKey(gfn: u64, level: i32): u64 {
   return sideKey(SEPT_SIDE + <u32>level, gfn);
+}
+/** Leaves blocked for one TRACK share their epoch, so that any number can be. */
+function noteBlocked(gfn: u64, level: i32): void {
+  if (sideHasRoom()) sideSetWide(blockedKey(gfn, level), ctl.tdEpoch + 1);
+  else ctl.septBatchEpoch = ctl.tdEpoch + 1;
+}
+function blockedEpoch(gfn: u64, level: i32): u64 {
+  const noted = sideGetWide(blockedKey(gfn, level));
+  return (noted != 0 ? noted : ctl.septBatchEpoch) - 1;
 }
 
 export function septLevel(): i32 {
@@ -148,7 +158,8 @@ export function septUnderBlockedTable(gfn: u64): bool {
   }
   return false;
 }
-function tableBlocked(gfn: u64, level: i32): bool {
+/** Whether the entry of `level` at `gfn` links a table that is blocked. */
+export function tableBlocked(gfn: u64, level: i32): bool {
   return ctl.septTablesBlocked != 0 && sideGetWide(blockedKey(gfn & ~(pagesOf(level) - 1), level)) != 0;
 }
 
@@ -225,10 +236,34 @@ function sharedBusy(gfn: u64): bool {
   return false;
 }
 
-/** Whether every bulk operation may skip the steps of single calls: nothing is blocked, locked or asked to fail. */
+/**
+ * `times` calls of `leaf`, which has nothing to check here. Returns how many failed; `lastFailure` is the status of the last
+ * of them.
+ */
+export let lastFailure: u32 = 0;
+export function plainSeamcalls(leaf: u32, gfn: u64, level: i32, times: u64): u64 {
+  if (ctl.injectTimes == 0 || ctl.injectLeaf != leaf) {
+    seamcall(leaf, gfn, level, TDX_SUCCESS, times);
+    return 0;
+  }
+  let failed: u64 = 0;
+  for (let call: u64 = 0; call < times; call++) {
+    const status = seamcall(leaf, gfn, level, injected(leaf), 1);
+    if (status == TDX_SUCCESS) continue;
+    failed++;
+    lastFailure = status;
+  }
+  return failed;
+}
+
+/**
+ * Whether every bulk operation may skip the steps of single calls: nothing is blocked, locked or asked to fail, and the
+ * mirror is what the S-EPT is.
+ */
 export function septQuiet(): bool {
   return (
     ctl.injectTimes == 0 &&
+    ctl.septDiverged == 0 &&
     ctl.septLock == 0 &&
     ctl.septBlocked == 0 &&
     ctl.septTablesBlocked == 0 &&
@@ -243,7 +278,8 @@ export function tdhMemSeptAdd(gfn: u64, level: i32): u32 {
   const base = gfn & ~(pagesOf(level + 1) - 1);
   let status = injected(SEPT_ADD);
   if (status == TDX_SUCCESS && sharedBusy(gfn)) status = TDX_OPERAND_BUSY;
-  if (status == TDX_SUCCESS && (level < 1 || level >= <i32>ctl.rootLevel)) status = TDX_OPERAND_INVALID;
+  if (status == TDX_SUCCESS && !operandValid(base, level + 1, <i32>ctl.rootLevel)) status = TDX_OPERAND_INVALID;
+  if (status == TDX_SUCCESS && level < 1) status = TDX_OPERAND_INVALID;
   if (status == TDX_SUCCESS && ctl.tdState == TD_TEARDOWN) status = TDX_OP_STATE_INCORRECT;
   if (status == TDX_SUCCESS) {
     treeLook(SEPT_TREE, septLevel(), gfn);
@@ -346,7 +382,7 @@ export function tdhMemRangeBlock(gfn: u64, level: i32): u32 {
     else if ((flags & SEPT_BLOCKED) != 0) status = TDX_GPA_RANGE_ALREADY_BLOCKED;
     else {
       treeModify(SEPT_TREE, septLevel(), gfn, gfn + pagesOf(level), SEPT_PRESENT, 0, SEPT_BLOCKED);
-      sideSetWide(blockedKey(gfn, level), ctl.tdEpoch + 1);
+      noteBlocked(gfn, level);
       ctl.septBlocked++;
     }
   }
@@ -380,9 +416,9 @@ function addReader(epoch: u64, by: i32): void {
 }
 
 /** Whether no translation made before the entry was blocked can still be in a TLB (spec 7.2). */
-function tracked(blockedEpoch: u64): bool {
-  if (blockedEpoch + 1 < ctl.tdEpoch) return true;
-  return blockedEpoch + 1 == ctl.tdEpoch && readersOf(blockedEpoch) == 0;
+function tracked(epoch: u64): bool {
+  if (epoch + 1 < ctl.tdEpoch) return true;
+  return epoch + 1 == ctl.tdEpoch && readersOf(epoch) == 0;
 }
 
 /** TDH.MEM.TRACK: the next epoch begins. */
@@ -398,7 +434,7 @@ export function tdhMemTrack(): u32 {
 function blockedAndTracked(gfn: u64, level: i32, isBlocked: bool): u32 {
   if (ctl.tdState != TD_RUNNABLE) return TDX_SUCCESS;
   if (!isBlocked) return TDX_GPA_RANGE_NOT_BLOCKED;
-  return tracked(sideGetWide(blockedKey(gfn, level)) - 1) ? TDX_SUCCESS : TDX_TLB_TRACKING_NOT_DONE;
+  return tracked(blockedEpoch(gfn, level)) ? TDX_SUCCESS : TDX_TLB_TRACKING_NOT_DONE;
 }
 
 /** TDH.MEM.PAGE.REMOVE of a leaf: FREE afterwards. `removedPending` says whether it was PENDING. */
@@ -620,7 +656,10 @@ export function septAcceptRun(startGfn: u64, endGfn: u64, level: i32): void {
 export function tdhVpEnter(vcpu: Vcpu): u32 {
   let status = injected(VP_ENTER);
   if (status == TDX_SUCCESS && ctl.tdState != TD_RUNNABLE) status = TDX_OP_STATE_INCORRECT;
-  if (status == TDX_SUCCESS && vcpu.eptFaults >= ZERO_STEP_THRESHOLD && ctl.septLock != 0) status = TDX_OPERAND_BUSY;
+  if (status == TDX_SUCCESS && vcpu.eptFaults >= ZERO_STEP_THRESHOLD) {
+    count(C_ZERO_STEP_CHECKS, 1);
+    if (ctl.septLock != 0) status = TDX_OPERAND_BUSY;
+  }
   if (status == TDX_SUCCESS) {
     if (vcpu.tdEpoch != ctl.tdEpoch) count(C_TD_TLB_FLUSHES, 1);
     vcpu.tdEpoch = ctl.tdEpoch;

@@ -28,9 +28,11 @@ import {
   tdxVcpuExit,
 } from './tdx';
 import {
+  lastFailure,
   MR_EXTEND,
   MR_FINALIZE,
   PAGE_ACCEPT,
+  plainSeamcalls,
   SEPT_PENDING,
   SEPT_PRESENT,
   seamcall,
@@ -100,7 +102,15 @@ function acceptRange(index: u32, vcpu: Vcpu, startGfn: u64, endGfn: u64, maxLeve
     let done: u64 = 0;
     for (let attempt = 0; done == 0; attempt++) {
       if (attempt == ATTEMPTS) return stoppedAt(gfn, -EBUSY);
-      done = acceptAlike(gfn, endGfn, level);
+      if (vcpu.inTd == 0) {
+        const entered = enterGuest(vcpu);
+        if (entered < 0) return stoppedAt(gfn, entered);
+        if (entered != 0) continue;
+      }
+      // Where 2M pages fit again, the guest asks for them again.
+      let reach = endGfn;
+      if (maxLevel == 2) reach = level == 2 ? endGfn & ~511 : min(endGfn, (gfn | 511) + 1);
+      done = acceptAlike(gfn, reach, level);
       if (done != 0) break;
       const status = tdgMemPageAccept(gfn, level);
       if (status == TDX_SUCCESS) {
@@ -112,7 +122,7 @@ function acceptRange(index: u32, vcpu: Vcpu, startGfn: u64, endGfn: u64, maxLeve
       } else if (status == TDX_PAGE_SIZE_MISMATCH) {
         level = 1;
       } else if (status == TDX_EXIT_EPT_VIOLATION) {
-        const error = acceptViolation(index, vcpu, gfn, endGfn, level);
+        const error = acceptViolation(index, vcpu, gfn, reach, level);
         if (error != 0) return stoppedAt(gfn, error);
       } else if (status != TDX_OPERAND_BUSY) {
         return stoppedAt(gfn, -EIO);
@@ -251,6 +261,7 @@ export const MAP_GPA_SUBFUNC_UNSUPPORTED: i32 = 3;
 export function tdxMapGpa(index: u32, gpa: u64, size: u64): i32 {
   if (index >= ctl.vcpuCount) return STATUS_NO_HANDLE;
   if (ctl.vmType != VM_TDX) return -EINVAL;
+  if (ctl.tdState != TD_RUNNABLE) return -EINVAL;
   if (ctl.exitHypercall == 0) return MAP_GPA_SUBFUNC_UNSUPPORTED;
   const shared = ctl.directBits << 12;
   const limit = (<u64>1) << ctl.maxphyaddr;
@@ -304,7 +315,13 @@ export function tdxInitMemRegion(index: u32, gpa: u64, pages: u64, source: u64, 
     const limit = <f64>end > signal ? <u64>signal : end;
     result = populate(index, gfn, limit);
     if (result < 0) break;
-    if (flags & MEASURE_MEMORY_REGION) seamcall(MR_EXTEND, gfn, 1, TDX_SUCCESS, <u64>result * EXTENDS_PER_PAGE);
+    if (flags & MEASURE_MEMORY_REGION) {
+      const failed = plainSeamcalls(MR_EXTEND, gfn, 1, <u64>result * EXTENDS_PER_PAGE);
+      if (failed != 0) {
+        result = -EIO;
+        break;
+      }
+    }
     gfn += <u64>result;
     result = 0;
   }
@@ -357,7 +374,7 @@ function addPages(slot: Memslot, startGfn: u64, endGfn: u64): i32 {
 /** KVM_TDX_FINALIZE_VM: the TD can run from here on. Mirrors: tdx_td_finalize() */
 export function tdxFinalize(): i32 {
   if (ctl.vmType != VM_TDX || ctl.tdState != TD_BUILD || ctl.premapped != 0) return -EINVAL;
-  seamcall(MR_FINALIZE, 0, 0, TDX_SUCCESS, 1);
+  if (plainSeamcalls(MR_FINALIZE, 0, 0, 1) != 0) return lastFailure == TDX_OPERAND_BUSY ? -EBUSY : -EIO;
   ctl.tdState = TD_RUNNABLE;
   return 0;
 }

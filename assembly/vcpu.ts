@@ -257,7 +257,11 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
       const state = septUnderBlockedTable(gfn) ? 0 : septFlags(gfn);
       if (!inKvm && (state & (SEPT_PRESENT | SEPT_BLOCKED)) == SEPT_PRESENT) {
         if ((state & SEPT_PENDING) != 0) {
-          if (ctl.septVeDisable == 0) return exitWith(EXIT_VE, 8, 0);
+          if (ctl.septVeDisable == 0) {
+            // The exception is progress.
+            vcpu.eptFaults = 0;
+            return exitWith(EXIT_VE, 8, 0);
+          }
           ctl.dead = 1;
           return exitWith(EXIT_ERROR, 8, -EIO);
         }
@@ -527,15 +531,16 @@ export function vcpuFinishFault(id: u32): i32 {
   ctl.result2 = <f64>fault.error;
   ctl.result3 = <f64>fault.seq;
   fault.stage = 0;
-  backInside(fault);
+  backInside(fault, result);
   return result;
 }
 
-/** The fault is over: a vCPU that runs guest code goes in again. */
-function backInside(fault: Fault): void {
+/** The fault ended in `result`: a vCPU that runs guest code goes in again, to fault once more if nothing was mapped. */
+function backInside(fault: Fault, result: i32): void {
   const vcpu = vcpuAt(fault.vcpu);
   if (ctl.vmType != VM_TDX || vcpu.inGuest == 0 || ctl.dead != 0) return;
-  if (fault.result == RET_PF_RETRY && fault.isPrivate != 0 && vcpu.eptFaults < 1000) vcpu.eptFaults++;
+  const stuck = result == RET_PF_RETRY && fault.isPrivate != 0 && ctl.zeroStepLocalRetry == 0;
+  if (stuck && vcpu.eptFaults < 1000) vcpu.eptFaults++;
   tdxVcpuEnter(vcpu);
 }
 
@@ -548,6 +553,6 @@ export function vcpuDropFault(id: u32): i32 {
     faultThaw(fault);
   }
   fault.stage = 0;
-  backInside(fault);
+  backInside(fault, 0);
   return 0;
 }

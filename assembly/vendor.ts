@@ -19,6 +19,7 @@ import {
   ZAP_SPLIT_BOUNDARY,
   ZAP_WHOLE_LEAF,
 } from './control';
+import { PRODUCER_GMEM_RELEASE } from './losses';
 import { atEnd, atFlags, atLevel } from './page_table';
 import { PRESENT } from './spte';
 import {
@@ -34,7 +35,7 @@ import {
   tdpMmuWalk,
 } from './tdp_mmu';
 import { tdxSeptSplit } from './tdx';
-import { TDX_SUCCESS } from './tdx_module';
+import { TD_TEARDOWN, TDX_SUCCESS } from './tdx_module';
 
 export const KVM_FILTER_SHARED: u32 = 1;
 export const KVM_FILTER_PRIVATE: u32 = 2;
@@ -106,6 +107,8 @@ export function vendorZapsForAttributes(): bool {
  */
 export function vendorSplitForZap(startGfn: u64, endGfn: u64, roots: u32): bool {
   if (ctl.privateHugePages == 0 || ctl.zapPolicy == ZAP_WHOLE_LEAF || (roots & ROOTS_MIRROR) == 0) return true;
+  // A file that is closed leaves nothing behind; without its key a TD's pages are reclaimed as they are.
+  if (ctl.producer == PRODUCER_GMEM_RELEASE || ctl.tdState == TD_TEARDOWN) return true;
   const root = findRoot(ROOT_MIRROR, 0);
   if (root === null) return true;
   if (ctl.zapPolicy == ZAP_SPLIT_BOUNDARY) {

@@ -306,7 +306,8 @@ export function vmFlushRemoteTlbs(): i32 {
  */
 export function vmDestroy(): i32 {
   if (ctl.destroyed != 0) return STATUS_DESTROYED;
-  if (!reserve(64, 24)) return STATUS_CAPACITY;
+  // The accepts under way end as their vCPUs leave the TD.
+  if (!reserve(64 + 12 * ctl.acceptsBegun, 24 + 4 * ctl.acceptsBegun)) return STATUS_CAPACITY;
   ctl.destroyed = 1;
   if (ctl.openGmems == 0) tearDown();
   return 0;

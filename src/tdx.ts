@@ -118,14 +118,17 @@ export class TdxModule {
   }
 
   /**
-   * The S-EPT entry that a walk for `gpa` ends at: its state and level. A table is seen at its own level only with `level`.
-   * @throws {RangeError} if `gpa` is not below 2^52
+   * The S-EPT entry that a walk for `gpa` ends at: its state and level. With `level` (1 to 5) the entry of that level, which
+   * may link a table (NL_MAPPED), unless the walk ends above it. NL_BLOCKED: at or below a table that is blocked.
+   * @throws {RangeError} if `gpa` is not page aligned and below 2^52
    */
-  entry(gpa: U64): { state: SeptState; level: number } {
+  entry(gpa: U64, level?: number): { state: SeptState; level: number } {
     const gfn = gfnOf(gpa, 'gpa');
-    const packed = check(this.#vm.inspectSept(gfn), 'entry', { gpa });
-    if (packed >>> 16 !== 0) return { state: 'NL_BLOCKED', level: (packed >>> 8) & 15 };
-    return { state: septStateOf(packed & 255), level: (packed >>> 8) & 15 };
+    const asked = level === undefined ? 0 : integer(level, 'level', 1, 5);
+    const packed = check(this.#vm.inspectSept(gfn, asked), 'entry', { gpa });
+    const reached = (packed >>> 8) & 15;
+    if ((packed & 0x10000) !== 0) return { state: 'NL_BLOCKED', level: reached };
+    return { state: (packed & 0x20000) !== 0 ? 'NL_MAPPED' : septStateOf(packed & 255), level: reached };
   }
 
   /** The S-EPT's leaves, as runs by gfn. */
@@ -157,6 +160,9 @@ export class TdxModule {
     object(args, 'args');
     const leaf = LEAF_NAMES.indexOf(oneOf(args.leaf, 'leaf', LEAF_NAMES));
     const status = STATUS_NAMES.indexOf(oneOf(args.status, 'status', STATUS_NAMES));
+    if (args.status === 'EPT_VIOLATION' && args.leaf !== 'TDG.MEM.PAGE.ACCEPT') {
+      throw new RangeError(`status is "EPT_VIOLATION": only TDG.MEM.PAGE.ACCEPT ends so, not ${args.leaf}`);
+    }
     const skip = integer(args.skip ?? 0, 'skip', 0, 2 ** 32 - 1);
     const times = integer(args.times ?? 1, 'times', 0, 2 ** 32 - 1);
     this.#vm.operate('abiInjectStatus', [leaf, status, skip, times], GATE_VCPU, (result) => {
@@ -167,6 +173,7 @@ export class TdxModule {
   /** How often each leaf function ended in each status other than success; only those that did. */
   statuses(): Partial<Record<LeafName, Partial<Record<TdxStatus, number>>>> {
     const table: Partial<Record<LeafName, Partial<Record<TdxStatus, number>>>> = {};
+    this.#vm.tdState();
     for (const [leaf, name] of LEAF_NAMES.entries()) {
       for (const [status, statusName] of STATUS_NAMES.entries()) {
         const times = status === 0 ? 0 : this.#vm.seamcallStatus(leaf, status);
@@ -194,10 +201,11 @@ export class TdxModule {
   }
 }
 
-/** The private gfn of an address: below 2^52. */
+/** The gfn of an address: page aligned, below 2^52. */
 function gfnOf(value: unknown, name: string): number {
   const [low, high] = halvesOf(value, name);
   const gpa = low + high * 4294967296;
   if (gpa >= 2 ** 52) throw new RangeError(`${name} is 0x${gpa.toString(16)}: it must be below 2^52`);
-  return Math.floor(gpa / 4096);
+  if (gpa % 4096 !== 0) throw new RangeError(`${name} is 0x${gpa.toString(16)}: it must be a multiple of 4096`);
+  return gpa / 4096;
 }

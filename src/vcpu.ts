@@ -195,7 +195,7 @@ export class Vcpu {
     object(args, 'args');
     const level = integer(args.level ?? 1, 'level', 1, 2);
     const gpa = gpaOf(args.gpa);
-    const size = Number(sizeOf(args.size, 'size'));
+    const size = sizeOf(args.size, 'size');
     if (gpa % 4096 !== 0 || size % 4096 !== 0) {
       throw new KvmError(
         'EINVAL',
@@ -218,7 +218,11 @@ export class Vcpu {
   beginAccept(args: { gpa: U64; level?: 1 | 2 }): void {
     object(args, 'args');
     const level = integer(args.level ?? 1, 'level', 1, 2);
-    this.#vm.operate('vcpuBeginAccept', [this.index, gpaOf(args.gpa) / 4096, level], GATE_VCPU, (status) => {
+    const gpa = gpaOf(args.gpa);
+    if (gpa % 4096 !== 0) {
+      throw new KvmError('EINVAL', 'beginAccept', `beginAccept(gpa 0x${gpa.toString(16)}): EINVAL: not page aligned`);
+    }
+    this.#vm.operate('vcpuBeginAccept', [this.index, gpa / 4096, level], GATE_VCPU, (status) => {
       check(status, 'beginAccept', args as never);
     });
   }

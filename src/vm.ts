@@ -1077,8 +1077,8 @@ export class Vm {
   }
 
   /** @internal */
-  inspectSept(gfn: number): number {
-    return this.#run(() => this.#wasm.abiSeptEntry(gfn));
+  inspectSept(gfn: number, level: number): number {
+    return this.#run(() => this.#wasm.abiSeptEntry(gfn, level));
   }
   /** @internal */
   seamcallStatus(leaf: number, status: number): number {

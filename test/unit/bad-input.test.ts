@@ -10,6 +10,7 @@ import {
   HostMemory,
   KvmError,
   openFd,
+  TdxModule,
   Vcpu,
   Vm,
 } from '../../src/index.ts';
@@ -648,19 +649,97 @@ const fileRows: Record<string, Bad[]> = {
   ],
 };
 
+const BLOCK = 'TDH.MEM.RANGE.BLOCK';
+/** `vm.tdx`, of a TD that runs already. */
+const moduleRows: Record<string, Bad[]> = {
+  constructor: [],
+  epoch: [],
+  state: [],
+  leafs: [],
+  statuses: [],
+  terminate: [],
+  entry: [
+    ...u64('gpa', ({ vm }, value) => vm.tdx.entry(value)),
+    ['gpa 2^52', ({ vm }) => vm.tdx.entry(2 ** 52), /^gpa is 0x10000000000000: it must be below 2\^52/],
+    ['gpa 1', ({ vm }) => vm.tdx.entry(1), /^gpa is 0x1: it must be a multiple of 4096/],
+    ...number('level', 1, 5, ({ vm }, value) => vm.tdx.entry(0, value)),
+  ],
+  seamcall: [
+    ...['TDH.MEM.PAGE.FLY', 7, null].map(
+      (leaf): Bad => [`leaf ${leaf}`, ({ vm }) => vm.tdx.seamcall(leaf as never), /^leaf is /],
+    ),
+    ['leaf TDH.VP.ENTER', ({ vm }) => vm.tdx.seamcall('TDH.VP.ENTER' as never), /^leaf is "TDH.VP.ENTER": .*one of/],
+    ...[null, 7].map((value): Bad => [`args ${value}`, ({ vm }) => vm.tdx.seamcall(BLOCK, value as never), /^args is/]),
+    ...u64('gpa', ({ vm }, value) => vm.tdx.seamcall(BLOCK, { gpa: value })).filter(([what]) => what !== 'gpa null'),
+    ['gpa 5', ({ vm }) => vm.tdx.seamcall(BLOCK, { gpa: 5 }), /^gpa is 0x5: it must be a multiple of 4096/],
+    ...number('level', 1, 5, ({ vm }, value) => vm.tdx.seamcall(BLOCK, { level: value })).filter(
+      ([what]) => what !== 'level null',
+    ),
+  ],
+  injectStatus: [
+    ...args('args', ({ vm }, value) => vm.tdx.injectStatus(value)),
+    ['leaf x', ({ vm }) => vm.tdx.injectStatus({ leaf: 'x' as never, status: 'TDX_OPERAND_BUSY' }), /^leaf is "x"/],
+    ['status x', ({ vm }) => vm.tdx.injectStatus({ leaf: BLOCK, status: 'x' as never }), /^status is "x"/],
+    [
+      'an exit that a SEAMCALL has not',
+      ({ vm }) => vm.tdx.injectStatus({ leaf: BLOCK, status: 'EPT_VIOLATION' }),
+      /^status is "EPT_VIOLATION": only TDG.MEM.PAGE.ACCEPT ends so, not TDH.MEM.RANGE.BLOCK/,
+    ],
+    ...(['skip', 'times'] as const).flatMap((name) =>
+      number(name, 0, 2 ** 32 - 1, ({ vm }, value) =>
+        vm.tdx.injectStatus({ leaf: BLOCK, status: 'TDX_OPERAND_BUSY', [name]: value }),
+      ).filter(([what]) => what !== `${name} null`),
+    ),
+  ],
+  finalize: [refused('a TD that is finalized', 'EINVAL', ({ vm }) => vm.tdx.finalize())],
+};
+
 const classes = [
-  ['Vm', Vm, vmRows],
-  ['Vcpu', Vcpu, vcpuRows],
-  ['HostMemory', HostMemory, hostMethodRows],
-  ['GuestMemfd', GuestMemfd, fileRows],
+  ['Vm', Vm, vmRows, 'sw-protected'],
+  ['Vcpu', Vcpu, vcpuRows, 'sw-protected'],
+  ['HostMemory', HostMemory, hostMethodRows, 'sw-protected'],
+  ['GuestMemfd', GuestMemfd, fileRows, 'sw-protected'],
+  ['TdxModule', TdxModule, moduleRows, 'tdx'],
 ] as const;
 
-describe.each(classes)('%s', (_, type, rows) => {
+test.each<[string, (targets: Targets) => unknown]>([
+  ['epoch', ({ vm }) => vm.tdx.epoch],
+  ['state', ({ vm }) => vm.tdx.state],
+  ['leafs', ({ vm }) => vm.tdx.leafs()],
+  ['statuses', ({ vm }) => vm.tdx.statuses()],
+  ['entry', ({ vm }) => vm.tdx.entry(0)],
+  ['seamcall', ({ vm }) => vm.tdx.seamcall(BLOCK)],
+  ['injectStatus', ({ vm }) => vm.tdx.injectStatus({ leaf: BLOCK, status: 'TDX_OPERAND_BUSY' })],
+  ['finalize', ({ vm }) => vm.tdx.finalize()],
+  ['terminate', ({ vm }) => vm.tdx.terminate()],
+])('vm.tdx.%s refuses a VM that is no TD with EINVAL', (_, call) => {
+  const targets = makeTargets();
+  const before = targets.vm.snapshot();
+  expect(() => call(targets)).toThrow(expect.objectContaining({ code: 'EINVAL' }));
+  expect(isSame(targets.vm, before)).toBe(true);
+});
+
+test.each<[string, (targets: Targets) => unknown]>([
+  ['accept of a shared address', ({ vcpu }) => vcpu.accept({ gpa: 2 ** 47, size: PAGE })],
+  ['beginAccept of half a page', ({ vcpu }) => vcpu.beginAccept({ gpa: 2048 })],
+  ['beginAccept of half a 2M page', ({ vcpu }) => vcpu.beginAccept({ gpa: PAGE, level: 2 })],
+  ['beginAccept of a shared address', ({ vcpu }) => vcpu.beginAccept({ gpa: 2 ** 47 })],
+  ['finishAccept of none', ({ vcpu }) => vcpu.finishAccept()],
+  ['finishEnter of none', ({ vcpu }) => vcpu.finishEnter()],
+  ['initMemRegion of a TD that runs', ({ vcpu }) => vcpu.initMemRegion({ gpa: 1024 * PAGE, pages: 1 })],
+])('%s is refused with EINVAL on a TD, and changes nothing', (_, call) => {
+  const targets = makeTargets('tdx');
+  const before = targets.vm.snapshot();
+  expect(() => call(targets)).toThrow(expect.objectContaining({ code: 'EINVAL' }));
+  expect(isSame(targets.vm, before)).toBe(true);
+});
+
+describe.each(classes)('%s', (_, type, rows, vmType) => {
   test('every method has its row here', () => {
     expect(Object.keys(rows).sort()).toEqual(Object.getOwnPropertyNames(type.prototype).sort());
   });
 
-  const targets = makeTargets();
+  const targets = makeTargets(vmType);
   const before = targets.vm.snapshot();
   for (const [method, cases] of Object.entries(rows)) {
     if (cases.length === 0) continue;
@@ -706,6 +785,8 @@ describe('createVm() and createVmSync()', () => {
         ['maxphyaddr', 35, /^maxphyaddr is 35: it must be within 36 and 52/],
         ['maxphyaddr', Number.NaN, /^maxphyaddr is NaN/],
         ['gpaw', 49, /^gpaw is 49: it must be 48 or 52/],
+        ['td', 7, /^td is 7: it must be an object/],
+        ['td', {}, /^td is given, and type is default: it must be tdx/],
         ['quirks', 7, /^quirks is 7: it must be an object/],
         ['quirks', { slotZapAll: 1 }, /^quirks.slotZapAll is 1: it must be a boolean/],
         ['nxHugePages', 1, /^nxHugePages is 1/],
@@ -727,6 +808,17 @@ describe('createVm() and createVmSync()', () => {
       message,
     ]),
   ];
+  test.each([
+    ['build', 1, /^td.build is 1: it must be a boolean/],
+    ['hugePages', 'yes', /^td.hugePages is yes: it must be a boolean/],
+    ['zap', 'all', /^td.zap is "all": it must be one of whole-leaf, split-first, split-boundary/],
+    ['track', 1, /^td.track is 1: it must be one of per-page, batched/],
+    ['localRetry', 0, /^td.localRetry is 0: it must be a boolean/],
+    ['packages', 0, /^td.packages is 0: it must be within 1 and 64/],
+    ['packages', 65, /^td.packages is 65: it must be within 1 and 64/],
+  ])('refuse td.%s %s', (name, value, message) => {
+    expect(() => createVmSync({ type: 'tdx', memory: PAGE, td: { [name]: value } })).toThrow(message);
+  });
   test.each(bad)('refuse %s', async (_, options, message) => {
     expect(() => createVmSync(options as CreateVmOptions)).toThrow(message);
     await expect(createVm(options as CreateVmOptions)).rejects.toThrow(message);
@@ -818,6 +910,15 @@ const valid: Record<string, (targets: Targets) => unknown> = {
   'Vcpu.dropFault': ({ vcpu }) => vcpu.dropFault(0),
   'Vcpu.setInGuest': ({ vcpu }) => vcpu.setInGuest(true),
   'Vcpu.enterSmm': ({ vcpu }) => vcpu.enterSmm(),
+  'Vcpu.beginAccept': ({ vcpu }) => vcpu.beginAccept({ gpa: 1024 * PAGE }),
+  'Vcpu.finishAccept': ({ vcpu }) => vcpu.finishAccept(),
+  'Vcpu.beginEnter': ({ vcpu }) => vcpu.beginEnter(),
+  'Vcpu.finishEnter': ({ vcpu }) => vcpu.finishEnter(),
+  'Vcpu.mapGpa': ({ vcpu }) => vcpu.mapGpa({ gpa: 1024 * PAGE, size: PAGE }),
+  'Vcpu.initMemRegion': ({ vcpu }) => vcpu.initMemRegion({ gpa: 1024 * PAGE, pages: 1 }),
+  'TdxModule.seamcall': ({ vm }) => vm.tdx.seamcall(BLOCK),
+  'TdxModule.injectStatus': ({ vm }) => vm.tdx.injectStatus({ leaf: BLOCK, status: 'TDX_OPERAND_BUSY' }),
+  'TdxModule.finalize': ({ vm }) => vm.tdx.finalize(),
 };
 
 describe.each(Object.entries(valid))('%s', (_, call) => {
