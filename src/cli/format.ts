@@ -37,6 +37,9 @@ const counter = (label: string, name: string): Row => ({
   always: true,
 });
 
+/** Shown where a variant has any: calls of the TDX module, and what goes with them. */
+const call = (name: string): Row => ({ label: name, value: ({ counters }) => counters[name] ?? 0 });
+
 const loss = (label: string, name: keyof Losses): Row => ({
   label,
   value: ({ losses }) => losses[name],
@@ -57,6 +60,13 @@ const ROWS: Row[] = [
   loss('stale shared leaves', 'staleSharedLeaves'),
   counter('page tables freed', 'tables_freed'),
   counter('remote flushes', 'remote_tlb_flush_requests'),
+  call('TDH.MEM.RANGE.BLOCK'),
+  call('TDH.MEM.TRACK'),
+  call('kicks'),
+  call('TDH.MEM.PAGE.DEMOTE'),
+  call('TDH.MEM.PAGE.REMOVE'),
+  call('TDH.PHYMEM.PAGE.WBINVD'),
+  call('TDH.PHYMEM.PAGE.RECLAIM'),
   counter('entries visited', 'entries_visited'),
 ];
 
@@ -68,6 +78,7 @@ const LEGEND: [string, string][] = [
   ['private pages lost', 'private pages whose content the step destroyed.'],
   ['pages to accept again', 'pages the guest had accepted and must accept anew before it can use them.'],
   ['stale shared leaves', 'shared mappings of memory that is private now; they stay until guest_memfd is dealt with.'],
+  ['TDH.*', 'calls of the TDX module by KVM; kicks: broadcasts that take all vCPUs out of the guest.'],
   ['entries visited', 'page-table entries KVM reads on the way.'],
 ];
 

@@ -192,7 +192,7 @@ export const METHODS: Readonly<Record<string, Method>> = {
     REASONS,
   ),
   preFaultMemory: onVcpu({ gpa: u64, size: u64, flags: optional(u64) }, preFaultAll, u64),
-  accept: onVcpu({ gpa: u64, size: u64 }, (vcpu, args) => vcpu.accept(args), number),
+  accept: onVcpu({ gpa: u64, size: u64, level: optional(number) }, (vcpu, args) => vcpu.accept(args), number),
   beginFault: { ...onVcpu(ACCESS, (vcpu, args) => vcpu.beginFault(args)), names: 'fault' },
   finishFault: onVcpu({ fault: { kind: 'fault' } }, (vcpu, { fault }) => vcpu.finishFault(fault), RESULTS),
   dropFault: onVcpu({ fault: { kind: 'fault' } }, (vcpu, { fault }) => vcpu.dropFault(fault)),
