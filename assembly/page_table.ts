@@ -472,32 +472,31 @@ export function ltSet(entryPtr: usize, from: i32, to: i32, flags: u32): void {
     store<u32>(entryPtr, (load<u32>(entryPtr) & ~0xff00) | ((flags & ~1) << 8));
     counts |= keep;
   } else {
-    // The keys are counted anew: first take what they count for now.
+    // The keys are counted anew: what they count for now is taken off word by word.
     counts += load<u32>(entryPtr, 8);
-    for (let word = firstWord; word <= lastWord; word++) {
-      const presentWord = valueWord(entryPtr, 0, word) & wordMask(word, from, to);
-      counts -= <u32>popcnt(presentWord);
-      counts -= (<u32>popcnt(presentWord & valueWord(entryPtr, COUNTED_SHIFT, word))) << 10;
-    }
     const desc = load<u32>(entryPtr);
-    const planes = (desc >> 16) & 0xfe;
-    for (let left = ((desc >> 8) ^ flags) & 0xfe & ~planes; left != 0; left &= left - 1) addPlane(entryPtr, ctz(left));
-    for (let left = planesOf(entryPtr) & 0xfe; left != 0; left &= left - 1) {
-      const bit = ctz(left);
-      const plane = planePtr(entryPtr, bit);
-      const value: u64 = (flags >> bit) & 1 ? ~(<u64>0) : 0;
-      for (let word = firstWord; word <= lastWord; word++) {
-        const mask = wordMask(word, from, to);
-        const ptr = plane + ((<usize>word) << 3);
-        store<u64>(ptr, (load<u64>(ptr) & ~mask) | (value & mask));
-      }
+    for (let left = ((desc >> 8) ^ flags) & 0xfe & ~(desc >> 16); left != 0; left &= left - 1) {
+      addPlane(entryPtr, ctz(left));
     }
   }
-  if (planesOf(entryPtr) & 1) {
-    const plane = planePtr(entryPtr, 0);
-    for (let word = firstWord; word <= lastWord; word++) {
-      const ptr = plane + ((<usize>word) << 3);
-      store<u64>(ptr, load<u64>(ptr) | wordMask(word, from, to));
+  const planes = planesOf(entryPtr);
+  for (let word = firstWord; word <= lastWord; word++) {
+    const mask = wordMask(word, from, to);
+    const offset = (<usize>word) << 3;
+    let were: u64 = mask;
+    if (planes & 1) {
+      const ptr = planePtr(entryPtr, 0) + offset;
+      were &= load<u64>(ptr);
+      store<u64>(ptr, load<u64>(ptr) | mask);
+    }
+    if (were != 0) {
+      counts -= <u32>popcnt(were);
+      counts -= (<u32>popcnt(were & valueWord(entryPtr, COUNTED_SHIFT, word))) << 10;
+    }
+    for (let left = planes & 0xfe; left != 0; left &= left - 1) {
+      const bit = ctz(left);
+      const ptr = planePtr(entryPtr, bit) + offset;
+      store<u64>(ptr, (flags >> bit) & 1 ? load<u64>(ptr) | mask : load<u64>(ptr) & ~mask);
     }
   }
   store<u32>(entryPtr, counts, 8);

@@ -929,13 +929,13 @@ export function newLeafFlags(flags: u32, oldWritableLeaf: bool): u32 {
 
 /**
  * Installs a leaf of `level` with `flags` (D is computed) for `gfn`. `nxLevel`: see pathTo().
- * Requires: reserveFault(). Returns: RET_PF_FIXED, RET_PF_SPURIOUS or RET_PF_BUG.
+ * Requires: reserveFault(); tdpMmuLook() of `gfn` was the last read. Returns: RET_PF_FIXED, RET_PF_SPURIOUS or RET_PF_BUG.
  * Mirrors: kvm_tdp_mmu_map(), tdp_mmu_map_handle_target_level()
  */
 export function tdpMmuMap(root: Root, gfn: u64, level: i32, flags: u32, nxLevel: i32): i32 {
   const bits = keyBitsOf(root);
   const key = (gfn & ~(pagesOf(level) - 1)) | bits;
-  treeLook(entryOf(root), rootEntryLevel(), key);
+  if (level > 1) treeLook(entryOf(root), rootEntryLevel(), key);
   const sideCode = level == 1 ? tdpMmuSideCode(root, gfn) : 0;
   const sameLevel = atLevel == level && (atTag != UNIFORM || leafLevelOf(atEntry) == level);
   mappedOldFlags = sameLevel ? atFlags : 0;
@@ -953,11 +953,12 @@ export function tdpMmuMap(root: Root, gfn: u64, level: i32, flags: u32, nxLevel:
   }
   tdpMmuCountFault(level);
   if (oldLeaf && atFlags == after) return RET_PF_SPURIOUS;
-  const entry = atTag == LT && level == 1 ? atEntry : pathTo(root, key, level, nxLevel);
+  const isThere = atTag == LT && level == 1;
+  const entry = isThere ? atEntry : pathTo(root, key, level, nxLevel);
   if (level == 1) {
     const index = <i32>(key & 511);
     // A split on the way here changed what stands at the entry.
-    const before = ltFlags(entry, index);
+    const before = isThere ? atFlags : ltFlags(entry, index);
     mappedOldFlags = before;
     const installed = before & PRESENT ? newLeafFlags(flags, (before & WRITABLE) != 0) : after;
     mappedNewFlags = installed;

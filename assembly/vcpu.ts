@@ -39,6 +39,7 @@ import { EBUSY, EINTR, EINVAL, EIO, ENOENT, ENOMEM, EOPNOTSUPP, STATUS_CAPACITY,
 import {
   allocRoot,
   indexOf,
+  mappedNewFlags,
   maxGfnExclusive,
   putRoot,
   RET_PF_EMULATE,
@@ -303,8 +304,15 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
     if (result == 0) result = faultFinish(fault, false);
     // Going in without progress is what zero-step mitigation counts: KVM tries private faults again by itself.
     inKvm = mirrored && result == RET_PF_RETRY && ctl.zeroStepLocalRetry != 0;
-    if (result == RET_PF_FIXED) count(C_PF_FIXED, 1);
-    else if (result == RET_PF_SPURIOUS) count(C_PF_SPURIOUS, 1);
+    if (result == RET_PF_FIXED) {
+      count(C_PF_FIXED, 1);
+      if (!isTd && accessAllowed(mappedNewFlags, access)) {
+        // The guest tries again, and finds what was just mapped. (A TD is entered by the module: the loop does that.)
+        flushIfAsked(vcpu);
+        touch(vcpu, root, gfn, access, mappedNewFlags);
+        return EXIT_DONE;
+      }
+    } else if (result == RET_PF_SPURIOUS) count(C_PF_SPURIOUS, 1);
     else if (result == RET_PF_EMULATE) {
       count(C_PF_EMULATE, 1);
       return exitWith(EXIT_MMIO, 0, 0);

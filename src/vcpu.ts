@@ -127,28 +127,36 @@ export class Vcpu {
     const stride = args.stride === undefined ? 1 : gfnsOf(args.stride, 'stride');
     let count = args.count === undefined ? 1 : integer(args.count, 'count', 0, 2 ** 40);
     if (args.size !== undefined) count = Math.ceil(Number(sizeOf(args.size, 'size')) / 4096);
+    const mode = modeOf(args.private);
     const vm = this.#vm;
     const gfn = Math.floor(gpa / 4096);
-    return vm.access(this.index, gfn, kind, modeOf(args.private), count, stride, (status) => {
-      if (status < 0) throw errorOf(status, 'access', args as never);
-      const done = vm.result(3);
-      const reached = gpa + done * stride * 4096;
-      const exact = reached <= Number.MAX_SAFE_INTEGER;
-      const exit: Exit = {
-        reason: EXITS[status],
-        gpa: exact ? BigInt(reached) : BigInt(gpa) + BigInt(done) * BigInt(stride) * 4096n,
-        done,
-      };
-      if (status === 0) return exit;
-      if (exit.reason === 'mmio') exit.isWrite = args.kind === 'write';
-      if (exit.reason === 'memory_fault') {
-        exit.gpa = BigInt(vm.result(0)) * 4096n;
-        exit.size = 4096n;
-        exit.flags = vm.result(1);
-      }
-      if (vm.result(2) < 0) exit.errno = errnoName(-vm.result(2));
-      return exit;
-    });
+    if (vm.isStepping) {
+      const values = [this.index, gfn, kind, mode, count, stride];
+      return vm.operate('abiAccess', values, GATE_VCPU, (status) => this.#exit(status, args, gpa, stride), 'access');
+    }
+    return this.#exit(vm.access(this.index, gfn, kind, mode, count, stride), args, gpa, stride);
+  }
+
+  #exit(status: number, args: Access, gpa: number, stride: number): Exit {
+    if (status < 0) throw errorOf(status, 'access', args as never);
+    const vm = this.#vm;
+    const done = vm.result(3);
+    const reached = gpa + done * stride * 4096;
+    const exact = reached <= Number.MAX_SAFE_INTEGER;
+    const exit: Exit = {
+      reason: EXITS[status],
+      gpa: exact ? BigInt(reached) : BigInt(gpa) + BigInt(done) * BigInt(stride) * 4096n,
+      done,
+    };
+    if (status === 0) return exit;
+    if (exit.reason === 'mmio') exit.isWrite = args.kind === 'write';
+    if (exit.reason === 'memory_fault') {
+      exit.gpa = BigInt(vm.result(0)) * 4096n;
+      exit.size = 4096n;
+      exit.flags = vm.result(1);
+    }
+    if (vm.result(2) < 0) exit.errno = errnoName(-vm.result(2));
+    return exit;
   }
 
   /**

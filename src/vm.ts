@@ -6,7 +6,6 @@ import {
   type EngineExports,
   GATE_CLOSE,
   GATE_OPERATION,
-  GATE_VCPU,
   OPTIONS,
   PAUSE_BUDGET,
   PAUSING_CALLS,
@@ -51,7 +50,7 @@ import {
 import { decodeLosses, type Loss } from './losses.ts';
 import { type SeptRun, type TdOptions, TdxModule, TRACK_POLICIES, ZAP_POLICIES } from './tdx.ts';
 import { decodeTrace, type SpteMeaning, spteMeaning, type TraceEvent } from './trace.ts';
-import { type Exit, Vcpu } from './vcpu.ts';
+import { Vcpu } from './vcpu.ts';
 
 /** A u64 argument of an ioctl or a system call: an integer from 0 to 2^64 - 1. */
 export type U64 = number | bigint;
@@ -825,27 +824,19 @@ export class Vm {
     return status === 1;
   }
 
-  /** @internal Vcpu.access(): as operate(), without what that allocates. */
-  access(
-    vcpu: number,
-    gfn: number,
-    kind: number,
-    mode: number,
-    count: number,
-    stride: number,
-    finish: (status: number) => Exit,
-  ): Exit {
-    if (this.#stepping) {
-      return this.operate('abiAccess', [vcpu, gfn, kind, mode, count, stride], GATE_VCPU, finish, 'access');
-    }
+  /** @internal Whether a call made now belongs to an operation in pieces. */
+  get isStepping(): boolean {
+    return this.#stepping;
+  }
+
+  /** @internal The status of Vcpu.access() outside steps(): as operate(), without what that allocates. */
+  access(vcpu: number, gfn: number, kind: number, mode: number, count: number, stride: number): number {
     if (this.#fault !== undefined) throw this.#fault;
-    let status: number;
     try {
-      status = this.#accessCall(vcpu, gfn, kind, mode, count, stride);
+      return this.#accessCall(vcpu, gfn, kind, mode, count, stride);
     } catch (error) {
       throw this.#failed(error);
     }
-    return finish(status);
   }
 
   /**
