@@ -177,6 +177,44 @@ async function compile(entry: string, target: 'debug' | 'release'): Promise<Uint
 }
 
 /**
+ * Functions on the way of a small range or a fault, by file: they are inlined wherever they are called. Everything else is
+ * made small, as a call costs what a small range has no time for, and its copies what a download has no room for.
+ */
+const inlined: Record<string, string[]> = {
+  control: ['count'],
+  page_table: ['blockPtr', 'childPtr', 'indexAt', 'isSingle', 'ltFlags', 'planePtr', 'valueWord', 'wordMask'],
+  pause: ['gate'],
+  tdp_mmu: [
+    ...['countLeafs', 'keyBitsOf', 'maxGfnExclusive', 'nextRoot', 'rootEntryLevel', 'settle', 'tdpMmuLook'],
+    ...['tdpMmuZapLeafs', 'zapped'],
+  ],
+  vm: ['vmGfnRange'],
+};
+/** Parts of an expression up to which any function is inlined: a call is no smaller. */
+const TINY = 12;
+
+/** Marks what must not be inlined. */
+function chooseInlining(module: binaryen.Module): void {
+  const wanted = new Set<string>();
+  for (const [file, names] of Object.entries(inlined)) {
+    const code = readFileSync(at(`assembly/${file}.ts`), 'utf8');
+    for (const name of names) {
+      if (!code.includes(`function ${name}(`)) throw new BuildError(`assembly/${file}.ts has no ${name}() to inline`);
+      wanted.add(`assembly/${file}/${name}`);
+    }
+  }
+  for (let index = 0; index < module.getNumFunctions(); index++) {
+    const { name, body } = binaryen.getFunctionInfo(module.getFunctionByIndex(index));
+    if (wanted.has(name) || body === 0) continue;
+    const parts = binaryen.emitText(body).match(/\(/g)?.length ?? 0;
+    if (parts <= TINY) continue;
+    binaryen.setPassArgument('no-full-inline', name);
+    module.runPasses(['no-full-inline']);
+  }
+  binaryen.setAlwaysInlineMaxSize(1000);
+}
+
+/**
  * Optimises once more. With `canPause` lets env.pause, and no other import, suspend the engine in the middle of a call
  * (Binaryen's asyncify), which leaves much behind that the optimiser removes.
  */
@@ -186,13 +224,15 @@ function finish(wasm: Uint8Array, target: 'debug' | 'release', canPause: boolean
   try {
     binaryen.setDebugInfo(target === 'debug');
     binaryen.setOptimizeLevel(target === 'release' ? 3 : 1);
-    binaryen.setShrinkLevel(0);
+    binaryen.setShrinkLevel(target === 'release' ? 1 : 0);
+    if (target === 'release') chooseInlining(module);
     if (canPause) {
       binaryen.setPassArgument('asyncify-imports', 'env.pause');
       binaryen.setPassArgument('asyncify-ignore-indirect', '1');
       module.runPasses(['asyncify']);
     }
     module.optimize();
+    if (target === 'release') module.optimize();
     if (!module.validate()) throw new BuildError(`the ${target} module is not valid after Binaryen's passes`);
     return module.emitBinary();
   } finally {
