@@ -2,7 +2,7 @@
 // double could not hold it; gfns and counts come as f64. The two calls that are made most pass their gate here; for the
 // others src/vm.ts asks it first.
 
-import { counter as counterValue, ctl, PROFILE_RFC_V4, SEAMCALL_STATUS_BASE, VM_TDX } from './control';
+import { counter as counterValue, ctl, PROFILE_RFC_V4, SEAMCALL_STATUS_BASE, VM_SNP, VM_TDX } from './control';
 import { clearDirtyLog, dirtyRuns, getDirtyLogCheck, getDirtyLogProtect } from './dirty_log';
 import { gmemCreate, gmemFallocate, gmemMemoryError } from './guest_memfd';
 import {
@@ -35,7 +35,9 @@ import {
 import { reserveFault } from './page_fault';
 import { atLevel, pagesOf, reserveWanted, wantNothing } from './page_table';
 import { GATE_OPERATION, GATE_VCPU, gate } from './pause';
-import { EINVAL, EOPNOTSUPP, STATUS_CAPACITY } from './status';
+import { vcpuPvalidate } from './pvalidate';
+import { handleRmpFault } from './sev';
+import { EINVAL, EOPNOTSUPP, STATUS_CAPACITY, STATUS_NO_HANDLE } from './status';
 import { tdxSeamcall } from './tdx';
 import { PAGE_ACCEPT, STATUSES, septFlags, septUnderBlockedTable, tableBlocked } from './tdx_module';
 import { tdxInitMemRegion, tdxMapGpa, vcpuAccept } from './tdx_vcpu';
@@ -93,8 +95,15 @@ export function abiSetMemoryAttributes(
   );
 }
 
-export function abiGmemCreate(sizeLow: u32, sizeHigh: u32, flagsLow: u32, flagsHigh: u32, fd: i32): i32 {
-  return gmemCreate(u64Of(sizeLow, sizeHigh), u64Of(flagsLow, flagsHigh), fd);
+export function abiGmemCreate(
+  sizeLow: u32,
+  sizeHigh: u32,
+  flagsLow: u32,
+  flagsHigh: u32,
+  fd: i32,
+  folioOrder: u32,
+): i32 {
+  return gmemCreate(u64Of(sizeLow, sizeHigh), u64Of(flagsLow, flagsHigh), fd, folioOrder);
 }
 export function abiGmemFallocate(
   fd: i32,
@@ -231,6 +240,14 @@ export function abiSeamcallStatus(leaf: u32, status: u32): f64 {
 }
 export function abiBeginFault(vcpu: u32, gfn: f64, access: u32, privateMode: u32): i32 {
   return vcpuBeginFault(vcpu, <u64>gfn, access, privateMode);
+}
+export function abiPvalidate(vcpu: u32, startGfn: f64, endGfn: f64, level: i32, validate: u32): i32 {
+  return vcpuPvalidate(vcpu, <u64>startGfn, <u64>endGfn, level, validate);
+}
+export function abiRmpFault(vcpu: u32, gfn: f64): i32 {
+  if (vcpu >= ctl.vcpuCount) return STATUS_NO_HANDLE;
+  if (ctl.vmType != VM_SNP) return -EINVAL;
+  return reserveFault() ? handleRmpFault(vcpu, <u64>gfn) : STATUS_CAPACITY;
 }
 export function abiSetAddressSpace(vcpu: u32, asId: u32): i32 {
   return vcpuSetAddressSpace(vcpu, asId);

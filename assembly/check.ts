@@ -1,7 +1,7 @@
 // Read-only walks: leaves as runs, the entries from a root down, and the oracle that looks for what must not be.
 
-import { ATTRIBUTES_TREE, ctl, hasPrivateMem, SEPT_TREE, STALE_TREE, VM_TDX } from './control';
-import { gmemAt, PAGES_LEVEL, pagesTree } from './gmems';
+import { ATTRIBUTES_TREE, ctl, hasPrivateMem, SEPT_TREE, STALE_TREE, VM_SNP, VM_TDX } from './control';
+import { gmemAt, gmemByHandle, npagesOf, PAGES_LEVEL, pagesTree } from './gmems';
 import { IO_BASE, IO_BYTES } from './layout';
 import { ATTRIBUTES_LEVEL } from './mem_attributes';
 import { endGfnOf, gfnToMemslot } from './memslots';
@@ -28,9 +28,10 @@ import {
   treeRunEnd,
   UNIFORM,
 } from './page_table';
+import { RMP_2M, RMP_ASSIGNED, RMP_VALIDATED, rmpFlags, rmpGfn, rmpRunEnd } from './rmp';
 import { sideGet, sideKey } from './side';
 import { KIND, PRESENT } from './spte';
-import { EINVAL, STATUS_NO_HANDLE } from './status';
+import { EBADF, EINVAL, ENOENT, STATUS_NO_HANDLE } from './status';
 import {
   findRoot,
   indexOf,
@@ -202,6 +203,33 @@ export function inspectSptes(kind: u32, asId: u32, gfns: u32): u32 {
   return gfns;
 }
 
+/**
+ * The RMP entry of page `page` of a file, given by its handle; or, with fd below 0, of what backs gfn `page`. Assigned,
+ * gfn, level, validated in result0 to result3. -EBADF: no such file; -EINVAL: no page of it; -ENOENT: no file backs it.
+ */
+export function inspectRmp(fd: i32, serial: u32, page: f64): i32 {
+  if (ctl.vmType != VM_SNP) return -EINVAL;
+  let at = <u64>page;
+  let file: u32 = 0;
+  if (fd < 0) {
+    const slot = gfnToMemslot(0, at);
+    if (slot === null || slot.gmem == 0) return -ENOENT;
+    file = slot.gmem;
+    at = at - slot.baseGfn + slot.gmemPgoff;
+  } else {
+    file = gmemByHandle(fd, serial);
+    if (file == 0) return -EBADF;
+  }
+  const gmem = gmemAt(file - 1);
+  if (at >= npagesOf(gmem)) return -EINVAL;
+  const flags = rmpFlags(gmem, at);
+  ctl.result0 = flags & RMP_ASSIGNED ? 1 : 0;
+  ctl.result1 = flags != 0 ? <f64>rmpGfn(gmem, at, flags) : 0;
+  ctl.result2 = flags & RMP_2M ? 2 : 1;
+  ctl.result3 = flags & RMP_VALIDATED ? 1 : 0;
+  return 0;
+}
+
 // --- The oracle ------------------------------------------------------------------------------------------------------
 
 export const FOUND_STALE_BACKING: u32 = 1;
@@ -209,6 +237,10 @@ export const FOUND_KIND_MISMATCH: u32 = 2;
 export const FOUND_UNFLUSHED: u32 = 3;
 export const FOUND_MIRROR_DISAGREES: u32 = 4;
 export const FOUND_SEPT_DISAGREES: u32 = 5;
+/** A page that is not allocated is assigned in the RMP; gfn is its index in the file. */
+export const FOUND_RMP_STALE: u32 = 6;
+/** A private leaf whose RMP entry is of another gpa, smaller than it, or missing. */
+export const FOUND_RMP_DISAGREES: u32 = 7;
 
 let findings: u32 = 0;
 function find(kind: u32, root: Root, gfn: u64, gfns: u64): void {
@@ -217,7 +249,7 @@ function find(kind: u32, root: Root, gfn: u64, gfns: u64): void {
 }
 
 /** Looks at [start, end) of one run of leaves of one root, alike in flags. */
-function checkRun(root: Root, start: u64, end: u64, flags: u32): void {
+function checkRun(root: Root, start: u64, end: u64, flags: u32, level: i32): void {
   const isPrivate = root.kind == ROOT_MIRROR || (flags & KIND) != 0;
   let gfn = start;
   while (gfn < end) {
@@ -227,7 +259,7 @@ function checkRun(root: Root, start: u64, end: u64, flags: u32): void {
       const attribute = treeFlags(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn) != 0;
       if (attribute != isPrivate) find(FOUND_KIND_MISMATCH, root, gfn, run - gfn);
     }
-    if (isPrivate) run = checkPrivateBacking(root, gfn, run);
+    if (isPrivate) run = checkPrivateBacking(root, gfn, run, level);
     else if (ctl.staleRecords != 0) {
       run = treeRunEnd(STALE_TREE, 7, gfn, run);
       if (treeFlags(STALE_TREE, 7, gfn) != 0) find(FOUND_STALE_BACKING, root, gfn, run - gfn);
@@ -237,7 +269,7 @@ function checkRun(root: Root, start: u64, end: u64, flags: u32): void {
 }
 
 /** A private leaf needs a resident page of the bound file. Returns the end of what was looked at. */
-function checkPrivateBacking(root: Root, gfn: u64, limit: u64): u64 {
+function checkPrivateBacking(root: Root, gfn: u64, limit: u64, level: i32): u64 {
   const kind = root.kind == ROOT_MIRROR ? FOUND_MIRROR_DISAGREES : FOUND_STALE_BACKING;
   const slot = gfnToMemslot(root.asId, gfn);
   if (slot === null) {
@@ -251,14 +283,41 @@ function checkPrivateBacking(root: Root, gfn: u64, limit: u64): u64 {
   }
   const tree = pagesTree(gmemAt(slot.gmem - 1));
   const offset = slot.gmemPgoff - slot.baseGfn;
-  const run = treeRunEnd(tree, PAGES_LEVEL, gfn + offset, end + offset) - offset;
+  let run = treeRunEnd(tree, PAGES_LEVEL, gfn + offset, end + offset) - offset;
   if (treeFlags(tree, PAGES_LEVEL, gfn + offset) == 0) find(kind, root, gfn, run - gfn);
+  if (ctl.vmType != VM_SNP) return run;
+  const gmem = gmemAt(slot.gmem - 1);
+  run = rmpRunEnd(gmem, gfn + offset, run + offset) - offset;
+  const entry = rmpFlags(gmem, gfn + offset);
+  const isTooSmall = level > 1 && (entry & RMP_2M) == 0;
+  if (entry == 0 || isTooSmall || rmpGfn(gmem, gfn + offset, entry) != gfn) {
+    find(FOUND_RMP_DISAGREES, root, gfn, run - gfn);
+  }
   return run;
+}
+
+/** Every page that the RMP assigns is allocated. */
+function checkRmp(root: Root): void {
+  for (let index: u32 = 0; index < ctl.gmemHighWater; index++) {
+    const gmem = gmemAt(index);
+    if (gmem.used == 0) continue;
+    const npages = npagesOf(gmem);
+    let page: u64 = 0;
+    while (page < npages) {
+      let run = rmpRunEnd(gmem, page, npages);
+      if (rmpFlags(gmem, page) != 0) {
+        run = treeRunEnd(pagesTree(gmem), PAGES_LEVEL, page, run);
+        if (treeFlags(pagesTree(gmem), PAGES_LEVEL, page) == 0) find(FOUND_RMP_STALE, root, page, run - page);
+      }
+      page = run;
+    }
+  }
 }
 
 /** Runs the oracle: kind, address space, root kind, gfn, gfns a finding at IO_BASE. Returns how many there are. */
 export function vmCheck(): i32 {
   findings = 0;
+  if (ctl.vmType == VM_SNP) checkRmp(rootAt(0));
   for (let index: u32 = 0; index < ctl.rootHighWater; index++) {
     const root = rootAt(index);
     if (root.used == 0 || root.invalid != 0) continue;
@@ -269,7 +328,7 @@ export function vmCheck(): i32 {
     while (key < limit) {
       treeAt(rootEntry(root), rootEntryLevel(), key);
       const end = min(atEnd, limit);
-      if (atFlags & PRESENT) checkRun(root, key - bits, end - bits, atFlags);
+      if (atFlags & PRESENT) checkRun(root, key - bits, end - bits, atFlags, atLevel);
       key = end;
     }
   }

@@ -38,6 +38,8 @@ export class Control {
   gpaw: u32;
   hugepageGuard: u32;
   septVeDisable: u32;
+  /** An SNP guest's accesses meet the gpa and the validated bit of the RMP. */
+  rmpChecks: u32;
   vcpuCount: u32;
   // Policies of a TD (TdOptions of src/tdx.ts says what each does).
   privateHugePages: u32;
@@ -85,6 +87,9 @@ export class Control {
   hvaAliases: u32;
   /** The newest root, index + 1; 0 = none (tdp_mmu.ts). */
   rootNewest: u32;
+  /** vCPUs that have a record of page-state changes, at most. */
+  pscHighWater: u32;
+  pad0: u32;
   slotsPages: u64;
   directBits: u64;
   invSeq: u64;
@@ -246,6 +251,16 @@ export const C_RETRIES_BUSY: i32 = 70;
 export const C_ZERO_STEP_CHECKS: i32 = 71;
 export const C_EXITS_HYPERCALL: i32 = 72;
 export const C_PAGES_LEAKED: i32 = 73;
+export const C_RMP_PRIVATE_4K: i32 = 74;
+export const C_RMP_PRIVATE_2M: i32 = 75;
+export const C_RMP_SHARED_4K: i32 = 76;
+export const C_RMP_SHARED_2M: i32 = 77;
+export const C_PSMASH: i32 = 78;
+export const C_CACHE_FLUSHES: i32 = 79;
+export const C_RMP_FAULTS_IGNORED: i32 = 80;
+export const C_RMP_FAULTS_SPURIOUS: i32 = 81;
+export const C_RMP_FAULTS_PSMASH: i32 = 82;
+export const C_PAGES_VALIDATED: i32 = 83;
 
 /** Adds to a counter. */
 export function count(counter: i32, by: u64): void {

@@ -15,6 +15,8 @@ export const PAGE_TOUCHED: u32 = 8;
 export const PAGE_POISONED: u32 = 16;
 /** The PAMT says that the page belongs to a TD: a leaf of its S-EPT maps it. */
 export const PAGE_OWNED: u32 = 32;
+/** Part of a 2M folio: of all 512 pages of an aligned block, or of none. */
+export const PAGE_FOLIO: u32 = 64;
 export const PAGES_LEVEL: i32 = 7;
 
 // Gmem, 96 bytes. open = 0 after the last fput; the record is then free.
@@ -28,13 +30,16 @@ export class Gmem {
   sizeBytes: u64;
   pagesLo: u64;
   pagesHi: u64;
-  pad0: u64;
+  /** The RMP entries of the pages (rmp.ts). */
+  rmpLo: u64;
+  rmpHi: u64;
+  /** 0 or 9: the order of the folios that it allocates where one fits. */
+  folioOrder: u32;
+  pad0: u32;
   pad1: u64;
   pad2: u64;
   pad3: u64;
   pad4: u64;
-  pad5: u64;
-  pad6: u64;
 }
 if (offsetof<Gmem>() != 96) ERROR('Gmem is no longer 96 bytes: redraw it');
 
@@ -43,6 +48,16 @@ export function gmemAt(index: u32): Gmem {
 }
 export function pagesTree(gmem: Gmem): usize {
   return changetype<usize>(gmem) + offsetof<Gmem>('pagesLo');
+}
+
+/** The index of a record of the table. */
+export function gmemIndexOf(gmem: Gmem): u32 {
+  return <u32>((changetype<usize>(gmem) - GMEM_BASE) / GMEM_BYTES);
+}
+
+/** Pages of the file. */
+export function npagesOf(gmem: Gmem): u64 {
+  return gmem.sizeBytes >> 12;
 }
 
 /** The open file that a handle means: descriptor and serial. index + 1, 0 if it was closed. */

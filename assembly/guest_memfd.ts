@@ -1,5 +1,8 @@
 // guest_memfd: create, bind, allocate, punch hole, release, memory error.
-// Mirrors: virt/kvm/guest_memfd.c. Left out: huge folios (order 0 throughout), an inode shared by two VMs.
+//
+// Folios are of order 0, as in the kernels of the profiles, unless the file was created with 2M folios: then each absent
+// page brings the whole aligned block with it if all of that is absent and inside the file (a what-if: docs/fidelity.md).
+// Mirrors: virt/kvm/guest_memfd.c. Left out: an inode shared by two VMs.
 
 import {
   C_GMEM_PAGES_ALLOCATED,
@@ -16,6 +19,8 @@ import {
   gmemAt,
   gmemByFd,
   gmemByHandle,
+  npagesOf,
+  PAGE_FOLIO,
   PAGE_OWNED,
   PAGE_POISONED,
   PAGE_RESIDENT,
@@ -45,14 +50,29 @@ import { PAUSE_GMEM_ZAPPED, pausePoint } from './pause';
 import { EBADF, EFAULT, EHWPOISON, EINVAL, EIO, ENOMEM, EOPNOTSUPP, STATUS_CAPACITY } from './status';
 import { flushRemoteTlbs } from './tlb';
 import { EV_GMEM_INVAL_BEGIN, trace2 } from './trace';
-import { SELECT_GMEM } from './vendor';
+import {
+  SELECT_GMEM,
+  vendorGmemForget,
+  vendorGmemHasRoom,
+  vendorGmemInvalidate,
+  vendorGmemPrepare,
+  vendorPrivateMaxMappingLevel,
+  vendorPrivateRunEnd,
+  wantGmemInvalidate,
+} from './vendor';
 
 const FALLOC_KEEP_SIZE: u32 = 1;
 const FALLOC_PUNCH_HOLE: u32 = 2;
 const LAST_INDEX: u64 = ~(<u64>0);
 
-/** KVM_CREATE_GUEST_MEMFD. `fd` was chosen by the caller. Returns 0 or -errno. Mirrors: kvm_gmem_create() */
-export function gmemCreate(size: u64, flags: u64, fd: i32): i32 {
+/** Pages of a 2M folio. */
+const FOLIO: u64 = 512;
+
+/**
+ * KVM_CREATE_GUEST_MEMFD. `fd` was chosen by the caller; `folioOrder` is 0 or 9. Returns 0 or -errno.
+ * Mirrors: kvm_gmem_create()
+ */
+export function gmemCreate(size: u64, flags: u64, fd: i32, folioOrder: u32): i32 {
   if (flags != 0) return -EINVAL;
   if (<i64>size <= 0 || (size & 4095) != 0) return -EINVAL;
   for (let index: u32 = 0; index < GMEMS_MAX; index++) {
@@ -66,6 +86,8 @@ export function gmemCreate(size: u64, flags: u64, fd: i32): i32 {
     gmem.serial = ctl.gmemSerial;
     ctl.result0 = <f64>gmem.serial;
     gmem.sizeBytes = size;
+    gmem.folioOrder = folioOrder;
+    vendorGmemForget(gmem);
     ctl.openGmems++;
     if (index >= ctl.gmemHighWater) ctl.gmemHighWater = index + 1;
     return 0;
@@ -178,9 +200,22 @@ function gmemInvalidateEnd(met: bool): void {
   mmuInvalidateEnd();
 }
 
+/** A folio that is freed in part is 512 small ones from then on. */
+function splitFolioAt(gmem: Gmem, page: u64): void {
+  const tree = pagesTree(gmem);
+  const block = page & ~(FOLIO - 1);
+  if (page == block || (treeFlags(tree, PAGES_LEVEL, page) & PAGE_FOLIO) == 0) return;
+  treeModify(tree, PAGES_LEVEL, block, block + FOLIO, PAGE_RESIDENT | PAGE_FOLIO, PAGE_FOLIO, 0);
+}
+
 /** Frees pages [start, end): what the guest had in them is gone. */
 function truncatePages(gmem: Gmem, start: u64, end: u64): void {
   const tree = pagesTree(gmem);
+  if (gmem.folioOrder != 0) {
+    splitFolioAt(gmem, start);
+    splitFolioAt(gmem, end);
+  }
+  vendorGmemInvalidate(gmem, start, end);
   const freed = treeCount(tree, PAGES_LEVEL, start, end, PAGE_RESIDENT);
   count(C_PRIVATE_PAGES_LOST, treeCount(tree, PAGES_LEVEL, start, end, PAGE_RESIDENT | PAGE_WRITTEN));
   count(C_GMEM_PAGES_FREED, freed);
@@ -189,10 +224,21 @@ function truncatePages(gmem: Gmem, start: u64, end: u64): void {
   if (freed != 0) treeSet(tree, PAGES_LEVEL, start, end, 1, 0);
 }
 
+/** Adds what changing the pages [start, end) needs, whole folios at their ends included. */
+function wantPages(gmem: Gmem, start: u64, end: u64): void {
+  const tree = pagesTree(gmem);
+  wantCuts(tree, PAGES_LEVEL, start, end);
+  if (gmem.folioOrder == 0) return;
+  wantCuts(tree, PAGES_LEVEL, start & ~(FOLIO - 1), end & ~(FOLIO - 1));
+  wantCuts(tree, PAGES_LEVEL, (start | (FOLIO - 1)) + 1, (end | (FOLIO - 1)) + 1);
+}
+
 /** Reserves for zapping pages [start, end) in each binding that they meet, and for freeing them. */
 function reserveInvalidation(file: u32, start: u64, end: u64): bool {
+  const gmem = gmemAt(file - 1);
   wantNothing();
-  wantCuts(pagesTree(gmemAt(file - 1)), PAGES_LEVEL, start, end);
+  wantPages(gmem, start, end);
+  wantGmemInvalidate(gmem, start, end);
   for (let place: u32 = 0; place < slotCount(0); place++) {
     const slot = slotAtPlace(0, BY_GFN, place);
     const first = slot.gmemPgoff;
@@ -232,7 +278,7 @@ export function gmemFallocate(fd: i32, serial: u32, mode: u32, offset: u64, leng
   }
   if (offset + length > gmem.sizeBytes) return -EINVAL;
   wantNothing();
-  wantCuts(pagesTree(gmem), PAGES_LEVEL, start, end);
+  wantPages(gmem, start, end);
   wantLeafTables(pagesTree(gmem), PAGES_LEVEL, start, end);
   if (!reserveWanted()) return STATUS_CAPACITY;
   allocatePages(gmem, start, end);
@@ -246,11 +292,34 @@ function allocatePages(gmem: Gmem, start: u64, end: u64): void {
   let page = start;
   while (page < end) {
     const run = treeRunEnd(tree, PAGES_LEVEL, page, end);
-    if (treeFlags(tree, PAGES_LEVEL, page) == 0) {
-      treeSet(tree, PAGES_LEVEL, page, run, 1, PAGE_RESIDENT);
-      count(C_GMEM_PAGES_ALLOCATED, run - page);
-    }
+    if (treeFlags(tree, PAGES_LEVEL, page) == 0) allocateRun(gmem, page, run);
     page = run;
+  }
+}
+
+/** Allocates the folios of pages [start, end), all of them absent: of order 9 where the file has such and one fits. */
+function allocateRun(gmem: Gmem, start: u64, end: u64): void {
+  const tree = pagesTree(gmem);
+  let page = start;
+  while (page < end) {
+    let to = end;
+    let from = page;
+    let flags = PAGE_RESIDENT;
+    if (gmem.folioOrder != 0) {
+      const block = page & ~(FOLIO - 1);
+      const fits = block + FOLIO <= npagesOf(gmem);
+      if (fits && treeCount(tree, PAGES_LEVEL, block, block + FOLIO, PAGE_RESIDENT) == 0) {
+        // Blocks that lie in the run whole are absent like it; the last one may reach beyond and is looked at in turn.
+        from = block;
+        to = max(block + FOLIO, end & ~(FOLIO - 1));
+        flags |= PAGE_FOLIO;
+      } else {
+        to = min(end, block + FOLIO);
+      }
+    }
+    treeSet(tree, PAGES_LEVEL, from, to, 1, flags);
+    count(C_GMEM_PAGES_ALLOCATED, to - from);
+    page = to;
   }
 }
 
@@ -270,31 +339,35 @@ export function gmemRelease(fd: i32, serial: u32): i32 {
   gmemInvalidateEnd(met);
   truncatePages(gmem, 0, gmem.sizeBytes >> 12);
   freeSubtree(pagesTree(gmem), PAGES_LEVEL);
+  vendorGmemForget(gmem);
   gmem.open = 0;
   gmem.used = 0;
   ctl.openGmems--;
   return 0;
 }
 
-/** A hardware memory error in one page: zapped, never freed, later faults -EHWPOISON. Mirrors: kvm_gmem_error_folio() */
+/** A hardware memory error in one page: its folio is zapped, never freed, later faults -EHWPOISON. Mirrors: kvm_gmem_error_folio() */
 export function gmemMemoryError(fd: i32, serial: u32, page: u64): i32 {
   const file = gmemByHandle(fd, serial);
   if (file == 0) return -EBADF;
   const gmem = gmemAt(file - 1);
   if (page >= gmem.sizeBytes >> 12) return -EINVAL;
-  if (!reserveInvalidation(file, page, page + 1)) return STATUS_CAPACITY;
+  const tree = pagesTree(gmem);
+  const isFolio = (treeFlags(tree, PAGES_LEVEL, page) & PAGE_FOLIO) != 0;
+  const start = isFolio ? page & ~(FOLIO - 1) : page;
+  const end = isFolio ? start + FOLIO : page + 1;
+  if (!reserveInvalidation(file, start, end)) return STATUS_CAPACITY;
   ctl.producer = PRODUCER_GMEM_ERROR;
-  const met = gmemInvalidateBegin(file, page, page + 1);
+  const met = gmemInvalidateBegin(file, start, end);
   if (ctl.splitFailed != 0) {
     gmemInvalidateEnd(met);
     return -EIO;
   }
-  const tree = pagesTree(gmem);
   if (treeFlags(tree, PAGES_LEVEL, page) == 0) {
     treeSet(tree, PAGES_LEVEL, page, page + 1, 1, PAGE_RESIDENT | PAGE_POISONED);
     count(C_GMEM_PAGES_ALLOCATED, 1);
   } else {
-    treeModify(tree, PAGES_LEVEL, page, page + 1, PAGE_RESIDENT, 0, PAGE_POISONED);
+    treeModify(tree, PAGES_LEVEL, start, end, PAGE_RESIDENT, 0, PAGE_POISONED);
   }
   gmemInvalidateEnd(met);
   return 0;
@@ -302,12 +375,14 @@ export function gmemMemoryError(fd: i32, serial: u32, page: u64): i32 {
 
 // --- Faults ----------------------------------------------------------------------------------------------------------
 
-/** Pages from the one that gmemGetPfn() gave, at most its limit, that are resident and sound. */
+/** Pages from the one that gmemGetPfn() gave, at most its limit, that are resident and sound, and alike in level. */
 export let gmemRunPages: u64 = 0;
+/** The level up to which the folio and the vendor let the page be mapped. */
+export let gmemLevel: i32 = 1;
 
 /**
- * The page behind a private gfn, allocated on demand and up to `limitPages` more behind it. Returns 0 or -errno.
- * Requires: reserveFault(). Mirrors: kvm_gmem_get_pfn()
+ * The page behind a private gfn, allocated on demand and up to `limitPages` more behind it, and prepared for the guest.
+ * Returns 0 or -errno. Requires: reserveFault(). Mirrors: kvm_gmem_get_pfn(), kvm_gmem_prepare_folio()
  */
 export function gmemGetPfn(slot: Memslot, gfn: u64, limitPages: u64): i32 {
   if (slot.gmem == 0) return -EFAULT;
@@ -316,12 +391,19 @@ export function gmemGetPfn(slot: Memslot, gfn: u64, limitPages: u64): i32 {
   const tree = pagesTree(gmem);
   const flags = treeFlags(tree, PAGES_LEVEL, page);
   if (flags & PAGE_POISONED) return -EHWPOISON;
-  const run = treeRunEnd(tree, PAGES_LEVEL, page, page + limitPages);
-  gmemRunPages = run - page;
+  if (!vendorGmemHasRoom(gmem, slot)) return -ENOMEM;
+  let run = treeRunEnd(tree, PAGES_LEVEL, page, page + limitPages);
   if (flags == 0) {
-    treeSet(tree, PAGES_LEVEL, page, run, 1, PAGE_RESIDENT);
-    count(C_GMEM_PAGES_ALLOCATED, gmemRunPages);
+    allocateRun(gmem, page, run);
+    if (gmem.folioOrder != 0) run = treeRunEnd(tree, PAGES_LEVEL, page, run);
   }
+  run = vendorPrivateRunEnd(gmem, page, run);
+  vendorGmemPrepare(gmem, slot, page, run);
+  gmemRunPages = vendorPrivateRunEnd(gmem, page, run) - page;
+  // A folio is mapped whole only where gfns and pages of the file are aligned alike.
+  const isFolio = gmem.folioOrder != 0 && (treeFlags(tree, PAGES_LEVEL, page) & PAGE_FOLIO) != 0;
+  gmemLevel = isFolio && ((slot.baseGfn - slot.gmemPgoff) & (FOLIO - 1)) == 0 ? 2 : 1;
+  if (gmemLevel > 1) gmemLevel = min(gmemLevel, vendorPrivateMaxMappingLevel(gmem, page));
   return 0;
 }
 

@@ -44,10 +44,12 @@ export {
   abiNotifierAge,
   abiNotifierTestAge,
   abiPreFaultMemory,
+  abiPvalidate,
   abiRecoverNxHugePages,
   abiRetry,
   abiRetryGfn,
   abiRetryGfnUnsafe,
+  abiRmpFault,
   abiSeamcall,
   abiSeamcallStatus,
   abiSeptEntry,
@@ -59,6 +61,7 @@ export {
 } from './abi';
 export {
   inspectLeafs,
+  inspectRmp,
   inspectSept,
   inspectSpte,
   inspectSptes,
@@ -110,6 +113,7 @@ export {
   ROOTS_BASE,
 } from './layout';
 export { gate } from './pause';
+export { pscBegin, pscBeginMsr, pscComplete } from './sev';
 export { snapshotRegion } from './snapshot';
 // a TD
 export {

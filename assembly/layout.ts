@@ -7,7 +7,7 @@
 //   ┊        IO       results that do not fit registers
 //   ┊        BITMAP   the argument of KVM_CLEAR_DIRTY_LOG
 //   ┊        MEMSLOTS records, then their orders by gfn and by hva
-//   ┊        ROOTS, VCPUS, FAULTS, GMEM, VMAS, SIDE, LOSSES
+//   ┊        ROOTS, VCPUS, FAULTS, GMEM, RMP_ORIGINS, PSC, VMAS, SIDE, LOSSES
 //   ┊        RING     trace records
 //   ┊        STACKS   free blocks, one stack a size class
 //   ┊        ARENA    tables and planes, in blocks of 64 bytes
@@ -52,9 +52,18 @@ export const GMEM_BYTES: usize = 96;
 export const GMEMS_MAX: u32 = 4096;
 export const GMEM_BASE: usize = FAULTS_BASE + <usize>FAULTS_MAX * FAULT_BYTES;
 
+/** Where in the guest a file's RMP entries say its pages are: so many placements at once, 16 bytes each (rmp.ts). */
+export const RMP_ORIGINS_MAX: u32 = 32;
+export const RMP_ORIGINS_BYTES: usize = <usize>RMP_ORIGINS_MAX * 16;
+export const RMP_ORIGINS_BASE: usize = GMEM_BASE + <usize>GMEMS_MAX * GMEM_BYTES;
+
+/** A page-state change of a vCPU on its way (sev.ts). */
+export const PSC_BYTES: usize = 2048;
+export const PSC_BASE: usize = RMP_ORIGINS_BASE + <usize>GMEMS_MAX * RMP_ORIGINS_BYTES;
+
 export const VMA_BYTES: usize = 40;
 export const VMAS_MAX: u32 = 65536;
-export const VMAS_BASE: usize = GMEM_BASE + <usize>GMEMS_MAX * GMEM_BYTES;
+export const VMAS_BASE: usize = PSC_BASE + <usize>VCPUS_MAX * PSC_BYTES;
 
 export const SIDE_BYTES: usize = 16;
 /** A power of two. */

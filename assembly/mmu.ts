@@ -3,13 +3,24 @@
 // Which roots a range means, and what a zap does to the content behind it, is the vendor's to say (vendor.ts).
 // Mirrors: arch/x86/kvm/mmu/mmu.c, struct kvm_gfn_range (include/linux/kvm_host.h)
 
-import { ctl, hasMirroredTdp } from './control';
+import { C_LOCK_SECTIONS, count, ctl, FORM_TDX_V18, hasMirroredTdp } from './control';
 import { gmemAt, PAGES_LEVEL, pagesTree } from './gmems';
-import { lossRequest } from './losses';
+import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
+import { lossRequest, PRODUCER_ZAP_GFN_RANGE } from './losses';
 import { Memslot } from './memslots';
 import { wantCuts, wantScattered } from './page_table';
-import { tdpMmuAge, tdpMmuSetSpte, tdpMmuUnmapRange, wantScatteredWalks, wantWalk } from './tdp_mmu';
+import {
+  ALL_AS,
+  ROOTS_BOTH,
+  ROOTS_DIRECT,
+  tdpMmuAge,
+  tdpMmuSetSpte,
+  tdpMmuUnmapRange,
+  wantScatteredWalks,
+  wantWalk,
+} from './tdp_mmu';
 import { tdxZapsPiecewise } from './tdx';
+import { flushRemoteTlbsRange } from './tlb';
 import {
   EV_AGE_GFN,
   EV_GFN_RANGE_RET,
@@ -85,4 +96,20 @@ export function setSpteGfn(slot: Memslot, startGfn: u64, endGfn: u64, arg: u64, 
   const flush = tdpMmuSetSpte(roots, slot.asId, startGfn, (arg & 2) != 0);
   if (ctl.traceOn != 0) trace(EV_GFN_RANGE_RET, flush ? 1 : 0, EV_SET_SPTE_GFN, 0);
   return flush;
+}
+
+/**
+ * Zaps [startGfn, endGfn) in all valid roots of every address space; the TDX series (form tdx-v18) leaves private
+ * mappings alone. Requires: room is reserved. Mirrors: kvm_zap_gfn_range()
+ */
+export function zapGfnRange(startGfn: u64, endGfn: u64): void {
+  count(C_LOCK_SECTIONS, 1);
+  mmuInvalidateBegin();
+  mmuInvalidateRangeAdd(startGfn, endGfn);
+  const kinds = ctl.filterForm == FORM_TDX_V18 ? ROOTS_DIRECT : ROOTS_BOTH;
+  ctl.producer = PRODUCER_ZAP_GFN_RANGE;
+  lossRequest(startGfn, endGfn, 0, 0);
+  const flush = tdpMmuUnmapRange(kinds, ALL_AS, startGfn, endGfn, true, true, false);
+  if (flush) flushRemoteTlbsRange(startGfn, endGfn - startGfn);
+  mmuInvalidateEnd();
 }

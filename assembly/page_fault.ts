@@ -17,11 +17,12 @@ import {
   hasPrivateMem,
   PROFILE_6_16,
   STALE_TREE,
+  VM_SNP,
   VM_SW_PROTECTED,
   VM_TDX,
 } from './control';
 import { markPagesDirty } from './dirty_log';
-import { gmemAllocateHugeBlock, gmemGetPfn, gmemHasHugeBlock, gmemRunPages } from './guest_memfd';
+import { gmemAllocateHugeBlock, gmemGetPfn, gmemHasHugeBlock, gmemLevel, gmemRunPages } from './guest_memfd';
 import { hostFault, hostLevel, hostRunPages, hostWritable } from './host_mm';
 import { mmuInvalidateRetryGfn, mmuInvalidateRetryGfnUnsafe } from './invalidate';
 import { allowedLevel } from './mapping_level';
@@ -145,9 +146,12 @@ export function initFault(fault: Fault, vcpu: u32, gfn: u64, access: u32, privat
  * table, contents, dirty bitmap; and, if the host replaces the page, two events in each slot that shows it.
  */
 export function reserveFault(): bool {
+  // The RMP's tree has as many levels as that of the pages; an RMP fault zaps two cuts more.
+  const forRmp: u32 = ctl.vmType == VM_SNP ? 40 : 0;
   // The accepts under way end where a split kicks their vCPUs.
   const accepts = ctl.acceptsBegun;
-  return sideHasRoom() && reserve(64 + 16 * ctl.hvaAliases + 12 * accepts, 24 + 8 * ctl.hvaAliases + 4 * accepts);
+  const uppers = 64 + 16 * ctl.hvaAliases + 12 * accepts + forRmp;
+  return sideHasRoom() && reserve(uppers, 24 + 8 * ctl.hvaAliases + 4 * accepts + forRmp / 4);
 }
 
 function slotOf(fault: Fault): Memslot {
@@ -216,7 +220,7 @@ function faultinPfn(fault: Fault): i32 {
       fault.error = error;
       return RET_PF_MEMORY_FAULT;
     }
-    fault.hostLevel = 1;
+    fault.hostLevel = <u32>gmemLevel;
     fault.hostWritable = 1;
     fault.runPages = gmemRunPages;
   } else {
@@ -239,7 +243,7 @@ let hugeDisallowed: bool = false;
 function goalLevel(fault: Fault, slot: Memslot, root: Root): i32 {
   requestedLevel = 1;
   hugeDisallowed = fault.access == ACCESS_EXEC && ctl.nxHugePages != 0;
-  if (fault.isPrivate != 0 || (slot.flags & MEM_LOG_DIRTY_PAGES) != 0) return 1;
+  if ((slot.flags & MEM_LOG_DIRTY_PAGES) != 0) return 1;
   if (fault.hostLevel > 1) requestedLevel = min(allowedLevel(slot, fault.gfn, 3), <i32>fault.hostLevel);
   if (requestedLevel == 1 || hugeDisallowed) return 1;
   let goal = requestedLevel;
@@ -334,12 +338,12 @@ function extendRun(fault: Fault, slot: Memslot, root: Root, goal: i32): void {
   const newFlags = oldFlags & PRESENT ? mappedNewFlags : newLeafFlags(mappedNewFlags, false);
   let limit = min(fault.gfn + fault.runPages, fault.gfn + <u64>fault.limitPages);
   fault.runPages = first - fault.gfn;
-  if (fault.prefetch == 0 || mappedOverTable || fault.limitPages <= pages || limit <= first) return;
+  if (mappedOverTable || fault.limitPages <= pages || limit <= first) return;
   // A trace lists a table's link before its leaves: stay within the table that the first entry linked.
   if (ctl.traceOn != 0) limit = min(limit, (base & ~(pages * 512 - 1)) + pages * 512);
   limit &= ~(pages - 1);
   // Levels above the goal must stay forbidden: only what holds for the whole run may forbid them.
-  if (goal == 1 && fault.isPrivate == 0 && (slot.flags & MEM_LOG_DIRTY_PAGES) == 0 && fault.hostLevel > 1) return;
+  if (goal == 1 && (slot.flags & MEM_LOG_DIRTY_PAGES) == 0 && fault.hostLevel > 1) return;
   if (goal > 1) {
     if (goal == 2 && fault.hostLevel > 2) return;
     let whole = first;

@@ -1,6 +1,6 @@
 // What a snapshot copies: the used prefix of each region, in order.
 
-import { ctl } from './control';
+import { ctl, VM_SNP } from './control';
 import {
   BITMAP_BASE,
   BITMAP_BYTES,
@@ -17,7 +17,11 @@ import {
   MEMSLOTS_BASE,
   PAUSE_BASE,
   PAUSE_BYTES,
+  PSC_BASE,
+  PSC_BYTES,
   RING_BASE,
+  RMP_ORIGINS_BASE,
+  RMP_ORIGINS_BYTES,
   ROOT_BYTES,
   ROOTS_BASE,
   SIDE_BASE,
@@ -68,20 +72,24 @@ export function snapshotRegion(index: u32): i32 {
     case 12:
       return region(GMEM_BASE, <usize>ctl.gmemHighWater * GMEM_BYTES);
     case 13:
-      return region(VMAS_BASE, <usize>ctl.vmaCount * VMA_BYTES);
+      return region(RMP_ORIGINS_BASE, ctl.vmType == VM_SNP ? <usize>ctl.gmemHighWater * RMP_ORIGINS_BYTES : 0);
     case 14:
-      return region(SIDE_BASE, ctl.sideCount != 0 ? <usize>SIDE_CAPACITY * SIDE_BYTES : 0);
+      return region(PSC_BASE, <usize>ctl.pscHighWater * PSC_BYTES);
     case 15:
-      return region(RING_BASE, <usize>ctl.traceCount * TRACE_RECORD_BYTES);
+      return region(VMAS_BASE, <usize>ctl.vmaCount * VMA_BYTES);
     case 16:
-      return region(<usize>ctl.stackBase0, <usize>ctl.stackCount0 * 4);
+      return region(SIDE_BASE, ctl.sideCount != 0 ? <usize>SIDE_CAPACITY * SIDE_BYTES : 0);
     case 17:
-      return region(<usize>ctl.stackBase1, <usize>ctl.stackCount1 * 4);
+      return region(RING_BASE, <usize>ctl.traceCount * TRACE_RECORD_BYTES);
     case 18:
-      return region(<usize>ctl.stackBase2, <usize>ctl.stackCount2 * 4);
+      return region(<usize>ctl.stackBase0, <usize>ctl.stackCount0 * 4);
     case 19:
-      return region(<usize>ctl.arenaBase, (<usize>ctl.arenaNext) << 6);
+      return region(<usize>ctl.stackBase1, <usize>ctl.stackCount1 * 4);
     case 20:
+      return region(<usize>ctl.stackBase2, <usize>ctl.stackCount2 * 4);
+    case 21:
+      return region(<usize>ctl.arenaBase, (<usize>ctl.arenaNext) << 6);
+    case 22:
       return region(LOSSES_BASE, <usize>ctl.lossCount * LOSS_BYTES);
     default:
       return 0;

@@ -61,6 +61,11 @@ export const EV_SEAMCALL: u32 = 60;
 export const EV_SEPT_REMOVED: u32 = 61;
 /** A broadcast that takes every vCPU out of the guest. */
 export const EV_KICK: u32 = 62;
+export const EV_RMP_MAKE_PRIVATE: u32 = 80;
+export const EV_RMP_MAKE_SHARED: u32 = 81;
+export const EV_PSMASH: u32 = 82;
+export const EV_RMP_FAULT: u32 = 83;
+export const EV_HYPERCALL_EXIT: u32 = 84;
 
 // What an spte is, in 16 bits: class 0-2; of a leaf, bits 1-7 of its flags at 3-9; of MMIO, its generation at 3-15.
 export const SPTE_NONPRESENT: u32 = 0;

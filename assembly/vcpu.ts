@@ -13,6 +13,7 @@ import {
   ctl,
   hasPrivateMem,
   SEPT_TREE,
+  VM_SNP,
   VM_TDX,
 } from './control';
 import { markPageDirty } from './dirty_log';
@@ -34,6 +35,7 @@ import {
   scratchFault,
 } from './page_fault';
 import { atEnd, atFlags, atLevel, treeAt } from './page_table';
+import { handleRmpFault, pscWaits, RMP_FAULTS, RMP_NOT_VALIDATED, RMP_PASSES, rmpCheck, rmpCheckedEnd } from './sev';
 import { ACCESSED, DIRTY, KIND, MMU_WRITABLE, PRESENT, WRITABLE } from './spte';
 import { EBUSY, EINTR, EINVAL, EIO, ENOENT, ENOMEM, EOPNOTSUPP, STATUS_CAPACITY, STATUS_NO_HANDLE } from './status';
 import {
@@ -114,6 +116,7 @@ export const ENTER_AGAIN: i32 = 1;
  */
 export function enterGuest(vcpu: Vcpu): i32 {
   if (ctl.vmType == VM_TDX && ctl.tdState != TD_RUNNABLE) return -EINVAL;
+  if (pscWaits(vcpu)) return -EBUSY;
   if (vcpu.root != 0 && rootAt(vcpu.root - 1).invalid != 0) unloadRoots(vcpu);
   const error = reloadRoots(vcpu);
   if (error != 0) return error;
@@ -183,6 +186,8 @@ export const EXIT_ERROR: i32 = 3;
 export const EXIT_RETRY: i32 = 4;
 /** A TD's guest touched a page it has not accepted, and takes the exception itself. */
 export const EXIT_VE: i32 = 5;
+/** An SNP guest touched a page it has not validated, and takes the exception (#VC) itself. */
+export const EXIT_VC: i32 = 6;
 
 function exitWith(reason: i32, flags: u32, error: i32): i32 {
   ctl.result1 = <f64>flags;
@@ -277,6 +282,15 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
       const level = atLevel;
       present = (flags & PRESENT) != 0;
       if (present && accessAllowed(flags, access)) {
+        if (ctl.vmType == VM_SNP && (flags & KIND) != 0) {
+          const verdict = rmpCheck(gfn, gfn + 1, level);
+          if (verdict == RMP_NOT_VALIDATED) return exitWith(EXIT_VC, 8, 0);
+          if (verdict == RMP_FAULTS) {
+            const error = takeRmpFault(vcpuIndex, gfn, access);
+            if (error != 0) return exitWith(EXIT_MEMORY_FAULT, 8, error);
+            continue;
+          }
+        }
         touch(vcpu, root, gfn, access, flags);
         return EXIT_DONE;
       }
@@ -325,6 +339,30 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
   return exitWith(EXIT_RETRY, 0, 0);
 }
 
+/**
+ * An #NPF with the RMP bit on a private leaf that lets the access through: first a fault like any other, which finds
+ * nothing to do, then the RMP fault. Returns 0, or the error of a KVM_EXIT_MEMORY_FAULT.
+ * Mirrors: npf_interception(), arch/x86/kvm/svm/svm.c
+ */
+export function takeRmpFault(vcpuIndex: u32, gfn: u64, access: u32): i32 {
+  count(C_PF_TAKEN, 1);
+  if (access == ACCESS_WRITE && memIsPrivate(gfn)) {
+    count(C_PF_FAST, 1);
+    count(C_PF_SPURIOUS, 1);
+  } else {
+    const fault = scratchFault();
+    initFault(fault, vcpuIndex, gfn, access, 1, false);
+    let result = faultBegin(fault);
+    if (result == 0) result = faultFinish(fault, false);
+    if (result == RET_PF_FIXED) count(C_PF_FIXED, 1);
+    else if (result == RET_PF_SPURIOUS) count(C_PF_SPURIOUS, 1);
+    else if (result == RET_PF_MEMORY_FAULT) return fault.error;
+    else if (result < 0) return result;
+  }
+  handleRmpFault(vcpuIndex, gfn);
+  return 0;
+}
+
 /** Touches the gfns from `gfn` on as long as leaves alike let the access through: none faults. Returns how many. */
 function touchRun(vcpu: Vcpu, gfn: u64, limit: f64, access: u32, privateMode: u32): u64 {
   const mirrored = ctl.vmType == VM_TDX && privateMode != 0;
@@ -345,6 +383,10 @@ function touchRun(vcpu: Vcpu, gfn: u64, limit: f64, access: u32, privateMode: u3
   if (slot === null) return 0;
   let end = min(atEnd - bits, slot.baseGfn + slot.npages);
   if (<f64>(end - gfn) > limit) end = gfn + <u64>limit;
+  if (ctl.vmType == VM_SNP && (flags & KIND) != 0) {
+    if (rmpCheck(gfn, end, atLevel) != RMP_PASSES) return 0;
+    end = rmpCheckedEnd;
+  }
   const write = access == ACCESS_WRITE;
   if (root.kind == ROOT_DIRECT) {
     const want = ACCESSED | (write ? DIRTY : 0);

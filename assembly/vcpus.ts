@@ -37,6 +37,10 @@ export function vcpuAt(index: u32): Vcpu {
   return changetype<Vcpu>(VCPUS_BASE + <usize>index * VCPU_BYTES);
 }
 
+export function indexOfVcpu(vcpu: Vcpu): u32 {
+  return <u32>((changetype<usize>(vcpu) - VCPUS_BASE) / VCPU_BYTES);
+}
+
 /** vCPUs running guest code at this moment. */
 export function vcpusInGuest(): u32 {
   let running: u32 = 0;

@@ -4,6 +4,9 @@
 //   vendorRootsOfRange()           direct      direct        direct                    by the filter form
 //   vendorZapsForAttributes()      (no attr.)  yes           not under the RFC         yes
 //   vendorSplitForZap()            –           –             –                         private leaves at the ends
+//   vendorGmemPrepare()            –           –             RMP: private              –
+//   vendorGmemInvalidate()         –           –             RMP: shared               –
+//   vendorPrivateMaxMappingLevel() as the folio  as the folio  as the RMP entry        4K
 //
 // What a range says about the mappings it means (its selector) stands here too, as the vendor is who reads it.
 // Mirrors: struct kvm_gfn_range (include/linux/kvm_host.h), the set_memory_attributes callback of the RFC's v3 (spec 2.5)
@@ -19,8 +22,11 @@ import {
   ZAP_SPLIT_BOUNDARY,
   ZAP_WHOLE_LEAF,
 } from './control';
+import { Gmem } from './gmems';
 import { PRODUCER_GMEM_RELEASE } from './losses';
+import { Memslot } from './memslots';
 import { atEnd, atFlags, atLevel } from './page_table';
+import { rmpForget, rmpHasRoom, rmpInvalidate, rmpLevel, rmpPrepare, rmpRunEnd, wantRmp } from './rmp';
 import { PRESENT } from './spte';
 import {
   findRoot,
@@ -135,4 +141,42 @@ function splitAt(root: Root, gfn: u64): bool {
   if (tdxSeptSplit(gfn & ~511) != TDX_SUCCESS) return false;
   tdpMmuSplitMirror(root, gfn);
   return true;
+}
+
+// --- Pages of guest_memfd --------------------------------------------------------------------------------------------
+
+/** Whether a page of `gmem` can be prepared for the guest where `slot` binds it. */
+export function vendorGmemHasRoom(gmem: Gmem, slot: Memslot): bool {
+  return ctl.vmType != VM_SNP || rmpHasRoom(gmem, slot);
+}
+
+/** End of the run of pages from `page` on, below `limit`, that are in the same state for the vendor. */
+export function vendorPrivateRunEnd(gmem: Gmem, page: u64, limit: u64): u64 {
+  return ctl.vmType == VM_SNP ? rmpRunEnd(gmem, page, limit) : limit;
+}
+
+/** Private use of the resident pages [start, end), alike for the vendor. Mirrors: kvm_arch_gmem_prepare() */
+export function vendorGmemPrepare(gmem: Gmem, slot: Memslot, start: u64, end: u64): void {
+  if (ctl.vmType == VM_SNP) rmpPrepare(gmem, slot, start, end);
+}
+
+/** The file is new, or gone with all of its pages. */
+export function vendorGmemForget(gmem: Gmem): void {
+  if (ctl.vmType == VM_SNP) rmpForget(gmem);
+}
+
+/** Adds what vendorGmemInvalidate() of the range needs. */
+export function wantGmemInvalidate(gmem: Gmem, start: u64, end: u64): void {
+  if (ctl.vmType == VM_SNP) wantRmp(gmem, start, end);
+}
+
+/** The folios of pages [start, end) go back to the host. Mirrors: kvm_arch_gmem_invalidate() */
+export function vendorGmemInvalidate(gmem: Gmem, start: u64, end: u64): void {
+  if (ctl.vmType == VM_SNP) rmpInvalidate(gmem, start, end);
+}
+
+/** The level up to which a private page may be mapped. Mirrors: kvm_x86_private_max_mapping_level() */
+export function vendorPrivateMaxMappingLevel(gmem: Gmem, page: u64): i32 {
+  if (ctl.vmType == VM_TDX) return 1;
+  return ctl.vmType == VM_SNP ? rmpLevel(gmem, page) : 3;
 }

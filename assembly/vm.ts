@@ -7,7 +7,6 @@ import {
   count,
   ctl,
   FORM_GMEM_V13,
-  FORM_TDX_V18,
   INHIBIT_TREE,
   PROFILE_6_12,
   PROFILE_6_16,
@@ -15,27 +14,17 @@ import {
   VM_TDX,
 } from './control';
 import { gmemRelease } from './guest_memfd';
-import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { RING_BASE, TRACE_RECORD_BYTES } from './layout';
-import { lossRequest, PRODUCER_DIRECT, PRODUCER_ZAP_GFN_RANGE } from './losses';
+import { PRODUCER_DIRECT } from './losses';
 import { invalidateRoots, zapAllFast, zapInvalidatedRoots } from './memory_region';
 import { endGfnOf, memslotAt } from './memslots';
-import { ageGfn, setSpteGfn, testAgeGfn, unmapGfnRange } from './mmu';
+import { ageGfn, setSpteGfn, testAgeGfn, unmapGfnRange, zapGfnRange } from './mmu';
 import { freeSubtree, reserve } from './page_table';
 import { EINVAL, EIO, EOPNOTSUPP, STATUS_CAPACITY, STATUS_DESTROYED } from './status';
-import {
-  ALL_AS,
-  nextRoot,
-  ROOT_DIRECT,
-  ROOT_MIRROR,
-  ROOTS_BOTH,
-  ROOTS_DIRECT,
-  tdpMmuUnmapRange,
-  tdpMmuZapRoot,
-} from './tdp_mmu';
+import { nextRoot, ROOT_DIRECT, ROOT_MIRROR, tdpMmuZapRoot } from './tdp_mmu';
 import { tdxReleaseHkid } from './tdx';
 import { septInit, septLevel, TD_BUILD, TD_RUNNABLE } from './tdx_module';
-import { flushRemoteTlbs, flushRemoteTlbsRange } from './tlb';
+import { flushRemoteTlbs } from './tlb';
 import { EV_FLUSH_SHADOW_ALL, EV_RECLAIMED, EV_ZAP_ALL, trace } from './trace';
 import { unloadRoots } from './vcpu';
 import { vcpuAt } from './vcpus';
@@ -131,6 +120,7 @@ export const OPTION_ZAP_POLICY: u32 = 11;
 export const OPTION_TRACK_BATCHED: u32 = 12;
 export const OPTION_ZERO_STEP_LOCAL_RETRY: u32 = 13;
 export const OPTION_PACKAGES: u32 = 14;
+export const OPTION_RMP_CHECKS: u32 = 20;
 export function vmSetOption(option: u32, value: u32): i32 {
   switch (option) {
     case OPTION_HUGEPAGE_GUARD:
@@ -156,6 +146,9 @@ export function vmSetOption(option: u32, value: u32): i32 {
       return 0;
     case OPTION_FAIL_RESERVATION:
       ctl.failReservation = value;
+      return 0;
+    case OPTION_RMP_CHECKS:
+      ctl.rmpChecks = value;
       return 0;
     case OPTION_SPARE_BLOCKS:
       ctl.arenaBlocks = min(ctl.arenaBlocks, ctl.arenaNext + value);
@@ -271,24 +264,13 @@ export function vmGfnRange(
   return result ? 1 : 0;
 }
 
-/**
- * Zaps [startGfn, endGfn) in all valid roots of every address space; the TDX series (form tdx-v18) leaves private
- * mappings alone. Mirrors: kvm_zap_gfn_range()
- */
+/** kvm_zap_gfn_range(), called directly (mmu.ts). Returns -EINVAL if the range is empty. */
 export function vmZapGfnRange(startGfn: f64, endGfn: f64): i32 {
   const start = <u64>startGfn;
   const end = <u64>endGfn;
   if (start >= end) return -EINVAL;
   if (!reserve(64, 24)) return STATUS_CAPACITY;
-  count(C_LOCK_SECTIONS, 1);
-  mmuInvalidateBegin();
-  mmuInvalidateRangeAdd(start, end);
-  const kinds = ctl.filterForm == FORM_TDX_V18 ? ROOTS_DIRECT : ROOTS_BOTH;
-  ctl.producer = PRODUCER_ZAP_GFN_RANGE;
-  lossRequest(start, end, 0, 0);
-  const flush = tdpMmuUnmapRange(kinds, ALL_AS, start, end, true, true, false);
-  if (flush) flushRemoteTlbsRange(start, end - start);
-  mmuInvalidateEnd();
+  zapGfnRange(start, end);
   return 0;
 }
 

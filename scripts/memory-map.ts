@@ -50,7 +50,8 @@ const eventNames = new Map(
 const TAGS = ['EMPTY', 'LEAF', 'TABLE', 'LT', 'UNIFORM'];
 const SPTE_BITS = ['P', 'W', 'A', 'D', 'H', 'M', 'NX', 'K'];
 const HOST_BITS = ['present', 'writable', 'lazyfree', 'own', 'folio', 'ksm', 'unmapped', '?'];
-const GMEM_BITS = ['resident', 'written', '?', 'touched', 'poisoned', '?', '?', '?'];
+const GMEM_BITS = ['resident', 'written', '?', 'touched', 'poisoned', 'owned', 'folio', '?'];
+const RMP_BITS = ['assigned', '2M', 'o0', 'validated', 'o1', 'o2', 'o3', 'o4'];
 const SET_BITS = ['set', '?', '?', '?', '?', '?', '?', '?'];
 
 // --- The small VM ------------------------------------------------------------------------------------------------
@@ -204,6 +205,7 @@ for (let index = 0; index < u32(controlAt('rootHighWater')); index++) {
 labelRecord(layout.VCPUS_BASE!, fieldsOf('vcpus.ts', 'Vcpu'));
 const gmem = fieldsOf('gmems.ts', 'Gmem');
 labelRecord(layout.GMEM_BASE!, gmem);
+labelTree('rmp', layout.GMEM_BASE! + gmem.find((field) => field.name === 'rmpLo')!.offset, 7, RMP_BITS);
 labelTree('file', layout.GMEM_BASE! + gmem.find((field) => field.name === 'pagesLo')!.offset, 7, GMEM_BITS);
 labelRecord(layout.VMAS_BASE!, fieldsOf('host_vma.ts', 'Vma'));
 for (let index = 0; index < layout.SIDE_CAPACITY!; index++) {
@@ -224,7 +226,7 @@ for (let record = 0; record < u32(controlAt('traceCount')); record++) {
 }
 
 // Free blocks: what is left in them means nothing.
-const FREE_STACKS = 16;
+const FREE_STACKS = 18;
 for (let sizeClass = 0; sizeClass < layout.CLASS_COUNT!; sizeClass++) {
   const stack = used[FREE_STACKS + sizeClass]!;
   const blocks = [1, layout.QUAD_BLOCKS!, layout.UPPER_BLOCKS!][sizeClass]!;
@@ -285,6 +287,18 @@ function regionTable(): string {
       `${layout.GMEMS_MAX!.toLocaleString('en-US')} records of ${layout.GMEM_BYTES}`,
     ],
     [
+      'ORIGINS',
+      'RMP_ORIGINS_BASE',
+      layout.GMEMS_MAX! * layout.RMP_ORIGINS_BYTES!,
+      `of a guest_memfd's RMP entries: ${layout.RMP_ORIGINS_MAX} of 16 for each file`,
+    ],
+    [
+      'PSC',
+      'PSC_BASE',
+      layout.VCPUS_MAX! * layout.PSC_BYTES!,
+      `${layout.VCPUS_MAX!.toLocaleString('en-US')} records of ${layout.PSC_BYTES!.toLocaleString('en-US')}: page-state changes in flight`,
+    ],
+    [
       'VMAS',
       'VMAS_BASE',
       layout.VMAS_MAX! * layout.VMA_BYTES!,
@@ -297,6 +311,13 @@ function regionTable(): string {
       `${layout.SIDE_CAPACITY!.toLocaleString('en-US')} records of ${layout.SIDE_BYTES}, a hash table`,
     ],
   ];
+  const lossRow: (typeof rows)[number] = [
+    'LOSSES',
+    'LOSSES_BASE',
+    layout.LOSSES_MAX! * layout.LOSS_BYTES!,
+    `${layout.LOSSES_MAX!.toLocaleString('en-US')} records of ${layout.LOSS_BYTES}`,
+  ];
+  rows.push(lossRow);
   const listed = new Set(rows.map(([, start]) => start));
   const missing = Object.keys(layout).filter(
     (name) => /_BASE$/.test(name) && name !== 'RING_BASE' && !listed.has(name),
@@ -331,6 +352,8 @@ const REGION_NAMES = [
   'FAULTS',
   'FAULTS, the one carried through at once',
   'GMEM',
+  'RMP_ORIGINS',
+  'PSC',
   'VMAS',
   'SIDE',
   'RING',

@@ -1,6 +1,7 @@
 // A guest_memfd file of one VM.
 
 import { integer, object } from './errors.ts';
+import type { RmpEntry } from './snp.ts';
 import type { U64, Vm } from './vm.ts';
 
 const FALLOC_FL_KEEP_SIZE = 1;
@@ -50,6 +51,14 @@ export class GuestMemfd {
    */
   memoryError(pageIndex: number): void {
     this.#vm.gmemMemoryError(this.fd, this.#serial, integer(pageIndex, 'pageIndex', 0, 2 ** 52));
+  }
+
+  /**
+   * The RMP entry of page `pageIndex` of the file, on an SNP VM.
+   * @throws {KvmError} EINVAL beyond the file or on another VM; EBADF (closed)
+   */
+  rmp(pageIndex: number): RmpEntry {
+    return this.#vm.gmemRmp(this.fd, this.#serial, integer(pageIndex, 'pageIndex', 0, 2 ** 52 - 1));
   }
 
   /** Closes the last reference: zaps every slot bound to it, frees its pages, and ends a VM that only it held. */

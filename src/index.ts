@@ -10,6 +10,17 @@ export { type Advice, type HostKind, HostMemory, type HvaRange } from './host-me
 export type { CheckFinding, LeafRun, WalkEntry } from './inspect.ts';
 export type { Loss, Producer } from './losses.ts';
 export * from './scenario.ts';
+export type {
+  MapGpaRangeExit,
+  PageOperation,
+  PageSize,
+  PageStateChange,
+  PageStateEntry,
+  PageStateResponse,
+  PvalidateResult,
+  RmpEntry,
+  RmpFaultOutcome,
+} from './snp.ts';
 export {
   type CallableLeaf,
   type LeafName,

@@ -27,7 +27,7 @@ export interface WalkEntry {
 
 /** Something that must not be, and where. */
 export interface CheckFinding {
-  kind: 'stale-backing' | 'kind-mismatch' | 'unflushed' | 'mirror-disagrees' | 'sept-disagrees';
+  kind: (typeof FINDINGS)[number];
   asId: number;
   root: 'direct' | 'mirror';
   gfn: number;
@@ -106,13 +106,23 @@ export function decodeWalk(doubles: Float64Array, count: number, mirror: boolean
   return entries;
 }
 
-const FINDINGS = ['stale-backing', 'kind-mismatch', 'unflushed', 'mirror-disagrees', 'sept-disagrees'] as const;
+const FINDINGS = [
+  'stale-backing',
+  'kind-mismatch',
+  'unflushed',
+  'mirror-disagrees',
+  'sept-disagrees',
+  'rmp-stale',
+  'rmp-disagrees',
+] as const;
 const MEANS: Readonly<Record<CheckFinding['kind'], string>> = {
   'stale-backing': 'leaves map a page that was freed or replaced',
   'kind-mismatch': 'leaves are of the other kind than the attribute of their gfns',
   unflushed: 'translations were zapped, and nobody owes or did the flush',
   'mirror-disagrees': 'mirror leaves have no private page behind them',
   'sept-disagrees': 'the mirror and the S-EPT disagree on what is mapped, or a leaf is blocked',
+  'rmp-stale': 'pages of a guest_memfd that are not allocated are assigned in the RMP',
+  'rmp-disagrees': 'private leaves map pages whose RMP entries are missing, smaller or of another gpa',
 };
 
 export function decodeCheck(doubles: Float64Array, count: number, capacity: number): CheckFinding[] {
@@ -124,7 +134,11 @@ export function decodeCheck(doubles: Float64Array, count: number, capacity: numb
     const gfns = doubles[at + 4];
     const root = doubles[at + 2] === 1 ? 'mirror' : 'direct';
     const where =
-      kind === 'unflushed' ? '' : `[0x${gfn.toString(16)}, 0x${(gfn + gfns).toString(16)}) of the ${root} root: `;
+      kind === 'unflushed'
+        ? ''
+        : kind === 'rmp-stale'
+          ? `pages [${gfn}, ${gfn + gfns}): `
+          : `[0x${gfn.toString(16)}, 0x${(gfn + gfns).toString(16)}) of the ${root} root: `;
     findings.push({ kind, asId: doubles[at + 1], root, gfn, count: gfns, message: `${where}${MEANS[kind]}` });
   }
   return findings;

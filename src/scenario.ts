@@ -76,6 +76,7 @@ export interface VmSection {
   septVeDisable?: boolean | string;
   /** A TD's own options: each as createVm()'s, or an expression. */
   td?: Record<string, Quantity | boolean>;
+  rmpChecks?: boolean | string;
 }
 
 export interface MemorySection {
@@ -91,6 +92,8 @@ export interface MemorySection {
   /** The name of the slot's guest_memfd. A name seen first here creates one of `size` bytes (plus the offset). */
   guestMemfd?: string;
   guestMemfdOffset?: Quantity;
+  /** The folios of a guest_memfd that is created for the slot: 4K (default) or 2M. */
+  folioSize?: string;
 }
 
 /**

@@ -85,7 +85,13 @@ export type TraceEvent =
    */
   | Named<'sept_removed', { gfn: number; level: number; count: number; tracked: boolean; batched: boolean }>
   /** All vCPUs were asked out of the guest; `inside` got an IPI. */
-  | Named<'kick', { inside: number }>;
+  | Named<'kick', { inside: number }>
+  | Named<
+      'rmp_make_private' | 'rmp_make_shared' | 'psmash',
+      { page: number; gfn: number; level: number; count: number }
+    >
+  | Named<'kvm_rmp_fault', { vcpu: number; gfn: number; page: number; level: number }>
+  | Named<'map_gpa_range_exit', { vcpu: number; gfn: number; npages: number; private: boolean; pageSize: '4K' | '2M' }>;
 
 const CLASSES = ['nonpresent', 'mmio', 'frozen', 'table', 'leaf'] as const;
 const meanings = new Map<number, SpteMeaning>();
@@ -247,6 +253,22 @@ const DECODERS = new Map<number, Decode>([
     }),
   ],
   [62, (_small, word) => ({ name: 'kick', inside: word })],
+  ...(['rmp_make_private', 'rmp_make_shared', 'psmash'] as const).map((name, index): [number, Decode] => [
+    80 + index,
+    (small, _word, quad) => ({ name, page: quad(1), gfn: quad(0), level: small, count: quad(2) }),
+  ]),
+  [83, (small, vcpu, quad) => ({ name: 'kvm_rmp_fault', vcpu, gfn: quad(0), page: quad(1), level: small })],
+  [
+    84,
+    (small, vcpu, quad) => ({
+      name: 'map_gpa_range_exit',
+      vcpu,
+      gfn: quad(0),
+      npages: quad(1),
+      private: (small & 1) !== 0,
+      pageSize: (small & 2) !== 0 ? '2M' : '4K',
+    }),
+  ],
 ]);
 
 const RECORD_WORDS = 4;

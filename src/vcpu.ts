@@ -2,6 +2,21 @@
 
 import { GATE_VCPU } from './engine/exports.ts';
 import { boolean, check, errnoName, errorOf, halvesOf, integer, KvmError, object, oneOf } from './errors.ts';
+import {
+  alignedGfn,
+  decodePsc,
+  encodeEntries,
+  type MapGpaRangeExit,
+  msrArguments,
+  PAGE_SIZES,
+  type PageSize,
+  type PageStateChange,
+  type PageStateResponse,
+  PVALIDATE_REASONS,
+  type PvalidateResult,
+  RMP_FAULT_OUTCOMES,
+  type RmpFaultOutcome,
+} from './snp.ts';
 import { STATUS_NAMES, type TdxStatus } from './tdx.ts';
 import type { U64, Vm } from './vm.ts';
 
@@ -23,7 +38,7 @@ export interface Access {
 
 /** How an access ended. */
 export interface Exit {
-  reason: 'done' | 'mmio' | 'memory_fault' | 'error' | 'retry' | 've';
+  reason: 'done' | 'mmio' | 'memory_fault' | 'error' | 'retry' | 've' | 'vc';
   /** Address of the access that ended it. */
   gpa: bigint;
   /** Accesses that were done before it. */
@@ -61,7 +76,7 @@ const RESULTS: Readonly<Record<number, FaultResult>> = {
   6: 'frozen',
   7: 'memory_fault',
 };
-const EXITS = ['done', 'mmio', 'memory_fault', 'error', 'retry', 've'] as const;
+const EXITS = ['done', 'mmio', 'memory_fault', 'error', 'retry', 've', 'vc'] as const;
 
 export class Vcpu {
   readonly #vm: Vm;
@@ -337,6 +352,101 @@ export class Vcpu {
     });
   }
 
+  /**
+   * A page-state change that an SNP guest asks for, by the MSR protocol or the GHCB's buffer. Where userspace must act it
+   * returns the exit, to be answered with completePageStateChange(); with `answer` each exit is answered by what that
+   * returns (0: done), and the guest's response comes back at once.
+   * @throws {KvmError} EINVAL on a VM that is no SNP guest; EBUSY while another of this vCPU waits for its answer
+   */
+  pageStateChange(change: PageStateChange, answer: (exit: MapGpaRangeExit) => number): PageStateResponse;
+  pageStateChange(change: PageStateChange): MapGpaRangeExit | PageStateResponse;
+  pageStateChange(
+    change: PageStateChange,
+    answer?: (exit: MapGpaRangeExit) => number,
+  ): MapGpaRangeExit | PageStateResponse {
+    object(change, 'change');
+    if (answer !== undefined && typeof answer !== 'function') {
+      throw new TypeError(`answer is ${String(answer)}: it must be a function`);
+    }
+    let next: MapGpaRangeExit | PageStateResponse;
+    if (oneOf(change.protocol, 'protocol', ['msr', 'ghcb'] as const) === 'msr') {
+      next = this.#psc('pscBeginMsr', msrArguments(change as PageStateChange & { protocol: 'msr' }));
+    } else {
+      const { entries, curEntry = 0, endEntry } = change as PageStateChange & { protocol: 'ghcb' };
+      const words = encodeEntries(entries);
+      const first = integer(curEntry, 'curEntry', 0, 65_535);
+      const last = integer(endEntry === undefined ? entries.length - 1 : endEntry, 'endEntry', 0, 65_535);
+      this.#vm.putIo(words);
+      next = this.#psc('pscBegin', [first, last, entries.length]);
+    }
+    if (answer === undefined) return next;
+    const exits: MapGpaRangeExit[] = [];
+    while (next.reason === 'hypercall') {
+      exits.push(next);
+      next = this.completePageStateChange(answer(next));
+    }
+    return { ...next, exits };
+  }
+
+  /**
+   * KVM_RUN after the exit of a page-state change. `ret` is what userspace leaves in run->hypercall.ret: 0 for done.
+   * @throws {KvmError} EINVAL if none waits
+   */
+  completePageStateChange(ret = 0): MapGpaRangeExit | PageStateResponse {
+    return this.#psc('pscComplete', [integer(ret, 'ret', -(2 ** 31), 2 ** 32 - 1)]);
+  }
+
+  #psc(call: 'pscBegin' | 'pscBeginMsr' | 'pscComplete', args: number[]): MapGpaRangeExit | PageStateResponse {
+    const vm = this.#vm;
+    const method = call === 'pscComplete' ? 'completePageStateChange' : 'pageStateChange';
+    return vm.operate(call, [this.index, ...args], GATE_VCPU, (status) => {
+      if (status === EBUSY) {
+        const why = 'EBUSY: its last page-state change waits for completePageStateChange()';
+        throw new KvmError('EBUSY', method, `${method}(vcpu ${this.index}): ${why}`);
+      }
+      check(status, method, { vcpu: this.index });
+      return decodePsc(status, (index) => vm.result(index));
+    });
+  }
+
+  /**
+   * What KVM does with an #NPF that has the RMP bit: splits a 2M RMP entry, and zaps what maps the 512 gfns from there on.
+   * access() and pvalidate() take such faults by themselves.
+   * @throws {KvmError} EINVAL on a VM that is no SNP guest
+   */
+  rmpFault(args: { gpa: U64 }): RmpFaultOutcome {
+    object(args, 'args');
+    const gfn = Math.floor(gpaOf(args.gpa) / 4096);
+    return this.#vm.operate('abiRmpFault', [this.index, gfn], GATE_VCPU, (status) => {
+      check(status, 'rmpFault', args as never);
+      return RMP_FAULT_OUTCOMES[status];
+    });
+  }
+
+  /**
+   * PVALIDATE of each page of [gpa, gpa + size) bytes, by `pageSize` (default '4K'); stops at the first that is not done.
+   * `validate: false` rescinds the validation.
+   * @throws {KvmError} EINVAL on a VM that is no SNP guest, or a range that is not aligned to the page size
+   */
+  pvalidate(args: { gpa: U64; size: U64; pageSize?: PageSize; validate?: boolean }): PvalidateResult {
+    object(args, 'args');
+    const first = alignedGfn(args.gpa, 'gpa');
+    const level = oneOf(args.pageSize ?? '4K', 'pageSize', PAGE_SIZES) === '2M' ? 2 : 1;
+    const values = [
+      first,
+      first + gfnsOf(args.size, 'size'),
+      level,
+      boolean(args.validate ?? true, 'validate') ? 1 : 0,
+    ];
+    const vm = this.#vm;
+    return vm.operate('abiPvalidate', [this.index, ...values], GATE_VCPU, (status) => {
+      check(status, 'pvalidate', args as never);
+      const errno = vm.result(3) < 0 ? { errno: errnoName(-vm.result(3)) } : {};
+      const gpa = BigInt(vm.result(0)) * 4096n;
+      return { reason: PVALIDATE_REASONS[status], gpa, changed: vm.result(1), unchanged: vm.result(2), ...errno };
+    });
+  }
+
   /** Enters system management mode: the second address space. */
   enterSmm(): void {
     this.#setAddressSpace(1, 'enterSmm');
@@ -350,6 +460,8 @@ export class Vcpu {
     });
   }
 }
+
+const EBUSY = -16;
 
 /** 0 shared, 1 private, 2 as hardware would tell. */
 function modeOf(isPrivate: unknown): number {

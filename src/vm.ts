@@ -48,6 +48,7 @@ import {
   type WalkEntry,
 } from './inspect.ts';
 import { decodeLosses, type Loss } from './losses.ts';
+import { decodeRmp, PAGE_SIZES, type PageSize, type RmpEntry } from './snp.ts';
 import { type SeptRun, type TdOptions, TdxModule, TRACK_POLICIES, ZAP_POLICIES } from './tdx.ts';
 import { decodeTrace, type SpteMeaning, spteMeaning, type TraceEvent } from './trace.ts';
 import { Vcpu } from './vcpu.ts';
@@ -91,6 +92,11 @@ export interface CreateVmOptions {
   septVeDisable?: boolean;
   /** A TD's own: its build phase, page sizes and policies. Only with type 'tdx'. */
   td?: TdOptions;
+  /**
+   * An SNP guest's accesses also meet the gpa and the validated bit of the RMP entry, as in hardware: the guest must
+   * pvalidate() a private page before it touches it. Default false. The level is always met.
+   */
+  rmpChecks?: boolean;
   /** Capacity of the trace in 16-byte records; default 0: no trace. */
   traceRecords?: number;
   /** The engine, where the shipped file cannot be found. */
@@ -119,6 +125,8 @@ const OWN_FORM: Readonly<Record<KernelProfile, FilterForm>> = {
 const TYPE_NUMBERS: Readonly<Record<VmType, number>> = { default: 0, 'sw-protected': 1, snp: 4, tdx: 5 };
 
 const PAGE = 4096;
+/** No file backs that gpa: an answer, not an error. */
+const ENOENT = -2;
 const MIB = 1024 * 1024;
 /** Where each counter stands. */
 const COUNTER_INDEX: Readonly<Record<string, number | undefined>> = Object.fromEntries(
@@ -157,6 +165,11 @@ const METHOD_NAMES: Readonly<Record<string, string>> = {
   abiWriteNxHugePages: 'writeParameter',
   vmSetOption: 'writeParameter',
   abiRecoverNxHugePages: 'recoverNxHugePages',
+  abiPvalidate: 'pvalidate',
+  abiRmpFault: 'rmpFault',
+  pscBegin: 'pageStateChange',
+  pscBeginMsr: 'pageStateChange',
+  pscComplete: 'completePageStateChange',
   abiZapGfnRange: 'zapGfnRange',
   vmFlushRemoteTlbs: 'flushRemoteTlbs',
 };
@@ -210,6 +223,7 @@ function resolve(options: CreateVmOptions): ResolvedOptions {
     hugepageGuard: flag(options.hugepageGuard, 'hugepageGuard', true),
     septVeDisable: flag(options.septVeDisable, 'septVeDisable', true),
     td: options.type === 'tdx' ? resolveTd(td) : undefined,
+    rmpChecks: flag(options.rmpChecks, 'rmpChecks', false),
     traceRecords: integer(options.traceRecords ?? 0, 'traceRecords', 0, 2 ** 27),
     debug: flag(options.debug, 'debug', false),
   };
@@ -223,7 +237,7 @@ function resolve(options: CreateVmOptions): ResolvedOptions {
 function memoryBytes(options: ResolvedOptions): number {
   const pages = Number(options.memory / BigInt(PAGE));
   const perPage = options.type === 'default' ? 4 : 6;
-  const wanted = 96 * MIB + options.traceRecords * 16 + pages * perPage;
+  const wanted = 106 * MIB + options.traceRecords * 16 + pages * perPage;
   return Math.min(Math.ceil(wanted / 65536) * 65536, MEMORY_MAX);
 }
 
@@ -369,6 +383,7 @@ export class Vm {
     check(status, 'createVm', { memory: options.memory });
     exports.vmSetOption(OPTIONS.hugepageGuard, options.hugepageGuard ? 1 : 0);
     exports.vmSetOption(OPTIONS.septVeDisable, options.septVeDisable ? 1 : 0);
+    exports.vmSetOption(OPTIONS.rmpChecks, options.rmpChecks ? 1 : 0);
     exports.vmSetOption(OPTIONS.quirkSlotZapAll, options.quirks.slotZapAll ? 1 : 0);
     exports.vmSetOption(OPTIONS.nxHugePages, options.nxHugePages ? 1 : 0);
     exports.vmSetOption(OPTIONS.eagerPageSplit, options.eagerPageSplit ? 1 : 0);
@@ -633,16 +648,18 @@ export class Vm {
   }
 
   /**
-   * KVM_CREATE_GUEST_MEMFD of `size` bytes. `fd` forces the descriptor's number, as a recording needs.
+   * KVM_CREATE_GUEST_MEMFD of `size` bytes. `fd` forces the descriptor's number, as a recording needs. With `folioSize`
+   * '2M' it allocates 2M folios where one fits, which no kernel of the profiles does; default '4K'.
    * @throws {KvmError} EINVAL: flags, size 0, negative or misaligned
    */
-  createGuestMemfd(args: { size: U64; flags?: U64; fd?: number }): GuestMemfd {
+  createGuestMemfd(args: { size: U64; flags?: U64; fd?: number; folioSize?: PageSize }): GuestMemfd {
     object(args, 'args');
     const size = halvesOf(args.size, 'size');
     const flags = halvesOf(args.flags ?? 0, 'flags');
+    const order = oneOf(args.folioSize ?? '4K', 'folioSize', PAGE_SIZES) === '2M' ? 9 : 0;
     const fd = takeFd(this, args.fd);
     try {
-      return this.operate('abiGmemCreate', [...size, ...flags, fd], GATE_OPERATION, (status) => {
+      return this.operate('abiGmemCreate', [...size, ...flags, fd, order], GATE_OPERATION, (status) => {
         check(status, 'createGuestMemfd', { ...args });
         return new GuestMemfd(this, fd, this.result(0), BigInt(args.size));
       });
@@ -678,6 +695,15 @@ export class Vm {
     this.operate('abiGmemMemoryError', [fd, serial, pageIndex], GATE_CLOSE, (status) => {
       check(status, 'memoryError', { fd, pageIndex });
     });
+  }
+  /** @internal */
+  gmemRmp(fd: number, serial: number, pageIndex: number): RmpEntry {
+    check(
+      this.#run(() => this.#wasm.inspectRmp(fd, serial, pageIndex)),
+      'rmp',
+      { fd, pageIndex },
+    );
+    return decodeRmp((index) => this.result(index));
   }
   /** @internal */
   gmemClose(fd: number, serial: number): void {
@@ -1103,6 +1129,24 @@ export class Vm {
       if (count < capacity) return runs;
       from = next;
     }
+  }
+
+  /**
+   * The RMP entry of the page that backs `gpa` on an SNP VM; undefined if no guest_memfd does.
+   * @throws {KvmError} EINVAL on a VM of another type
+   */
+  rmp(gpa: U64): RmpEntry | undefined {
+    const [low, high] = halvesOf(gpa, 'gpa');
+    const gfn = Math.floor((low + high * 4294967296) / PAGE);
+    const status = this.#run(() => this.#wasm.inspectRmp(-1, 0, gfn));
+    if (status === ENOENT) return undefined;
+    check(status, 'rmp', { gpa });
+    return decodeRmp((index) => this.result(index));
+  }
+
+  /** @internal Puts `words` where a call with a buffer looks for it. */
+  putIo(words: Uint32Array): void {
+    this.#words.set(words, this.#at.io >>> 2);
   }
 
   /** The state of invalidation: how many are in progress, the sequence count, the hull in gfns (null: INVALID). */

@@ -45,6 +45,11 @@ export interface EngineExports {
   vcpuBeginEnter: Call;
   vcpuFinishEnter: Call;
   abiBeginFault: Call;
+  abiPvalidate: Call;
+  abiRmpFault: Call;
+  pscBegin: Call;
+  pscBeginMsr: Call;
+  pscComplete: Call;
   abiHostMmap: Call;
   abiHostMunmap: Call;
   abiHostMprotect: Call;
@@ -71,6 +76,7 @@ export interface EngineExports {
   abiIsPrivate: Call;
   abiCounter: Call;
   inspectLeafs: Call;
+  inspectRmp: Call;
   inspectSept: Call;
   inspectTables: Call;
   inspectWalk: Call;
@@ -163,6 +169,8 @@ export const PAUSING_CALLS = [
   'abiInvalidateRangeStart',
   'abiNotifierAge',
   'abiDestroy',
+  'abiPvalidate',
+  'abiRmpFault',
 ] as const;
 export type PausingCall = (typeof PAUSING_CALLS)[number];
 
@@ -242,6 +250,16 @@ export const COUNTER_NAMES = [
   'zero_step_checks',
   'exits_hypercall',
   'pages_leaked',
+  'rmp_updates_private_4k',
+  'rmp_updates_private_2m',
+  'rmp_updates_shared_4k',
+  'rmp_updates_shared_2m',
+  'PSMASH',
+  'cache_flushes',
+  'rmp_faults_ignored',
+  'rmp_faults_spurious',
+  'rmp_faults_psmash',
+  'pages_validated',
 ] as const;
 export type CounterName = (typeof COUNTER_NAMES)[number] | 'entries_visited';
 
@@ -279,4 +297,5 @@ export const OPTIONS = {
   trackBatched: 12,
   zeroStepLocalRetry: 13,
   packages: 14,
+  rmpChecks: 20,
 } as const;

@@ -5,6 +5,7 @@
 
 import { HOST_KINDS } from '../host-memory.ts';
 import type { ScenarioPath } from '../scenario.ts';
+import { PAGE_SIZES } from '../snp.ts';
 import { TRACK_POLICIES, ZAP_POLICIES } from '../tdx.ts';
 import { FILTER_FORMS, KERNELS, VM_TYPES } from '../vm.ts';
 import { CONSTANTS, describe } from './expression.ts';
@@ -47,6 +48,7 @@ export const VM_FIELDS: Readonly<Record<string, Field>> = {
       packages: optional(number),
     },
   }),
+  rmpChecks: optional(flag),
 };
 
 export const MEMORY_FIELDS: Readonly<Record<string, Field>> = {
@@ -58,6 +60,7 @@ export const MEMORY_FIELDS: Readonly<Record<string, Field>> = {
   hva: optional(u64),
   guestMemfd: optional({ kind: 'text' }),
   guestMemfdOffset: optional(u64),
+  folioSize: optional(word(...PAGE_SIZES)),
 };
 
 /** What a step may hold beside its method. */

@@ -58,6 +58,8 @@ export const CONSTANTS: Readonly<Record<string, number>> = {
   PUNCH_HOLE: 2,
   MANUAL_DIRTY_LOG_PROTECT2: 168, // capabilities
   DISABLE_QUIRKS2: 213,
+  EXIT_HYPERCALL: 201,
+  MAP_GPA_RANGE: 4096, // its argument: a bit for KVM_HC_MAP_GPA_RANGE
 };
 
 /** Operands each function takes; min and max take any number of them. */

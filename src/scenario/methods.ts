@@ -6,6 +6,14 @@
 
 import type { GuestMemfd } from '../guest-memfd.ts';
 import { type Advice, HOST_KINDS, type HostMemory } from '../host-memory.ts';
+import {
+  type MapGpaRangeExit,
+  PAGE_SIZES,
+  type PageStateResponse,
+  PSC_MAX_ENTRIES,
+  PVALIDATE_REASONS,
+  RMP_FAULT_OUTCOMES,
+} from '../snp.ts';
 import type { Vcpu } from '../vcpu.ts';
 import type { Vm } from '../vm.ts';
 import { type Field, flag, number, optional, u64, word } from './fields.ts';
@@ -30,6 +38,8 @@ export interface Method {
   names?: 'guestMemfd' | 'fault';
   /** What `returns` is compared with; a method without it returns nothing. */
   returns?: Field;
+  /** What it must return where the step does not say. */
+  endsWell?: string;
   call(handles: Handles, args: Arguments): unknown;
 }
 
@@ -74,7 +84,7 @@ const ACCESS: Record<string, Field> = {
 type Checked = any;
 
 /** How an access can end, and what becomes of a fault. */
-const REASONS = word('done', 'mmio', 'memory_fault', 'error', 'retry', 've');
+const REASONS = word('done', 'mmio', 'memory_fault', 'error', 'retry', 've', 'vc');
 const RESULTS = word('fixed', 'spurious', 'retry', 'emulate', 'memory_fault', 'error', 'frozen');
 
 function gfnRange(args: Checked): Checked {
@@ -141,6 +151,36 @@ function preFaultAll(vcpu: Vcpu, args: Checked): unknown {
   }
 }
 
+/**
+ * The page-state changes that a guest asks for to change all of a range: by MSR a page at a time, by the GHCB in buffers of
+ * 253 entries. Userspace converts each range (`answer: convert`) or refuses it. Returns the last response.
+ */
+function changePageState({ vm, vcpu }: Handles, args: Checked): string {
+  const { protocol = 'ghcb', operation, pageSize = '4K', answer = 'convert' } = args;
+  const answered = ({ gpa, npages, private: isPrivate }: MapGpaRangeExit): number => {
+    if (answer === 'refuse') return 1;
+    vm.setMemoryAttributes({ address: gpa, size: npages * 4096, attributes: isPrivate ? 8 : 0 });
+    return 0;
+  };
+  const step = pageSize === '2M' ? 2 ** 21 : 4096;
+  const first = Number(args.gpa);
+  const end = first + Number(args.size);
+  for (let at = first; at < end; ) {
+    let response: PageStateResponse;
+    if (protocol === 'msr') {
+      response = vcpu.pageStateChange({ protocol, gpa: at, operation }, answered);
+      at += 4096;
+    } else {
+      const count = Math.min(PSC_MAX_ENTRIES, Math.ceil((end - at) / step));
+      const entries = Array.from({ length: count }, (_, index) => ({ gpa: at + index * step, operation, pageSize }));
+      response = vcpu.pageStateChange({ protocol, entries }, answered);
+      at += count * step;
+    }
+    if (response.response !== 'ok') return response.response;
+  }
+  return 'ok';
+}
+
 /** The methods, by the name a step has. */
 export const METHODS: Readonly<Record<string, Method>> = {
   setUserMemoryRegion: onVm(REGION, (vm, args) => vm.setUserMemoryRegion(args)),
@@ -152,7 +192,9 @@ export const METHODS: Readonly<Record<string, Method>> = {
     vm.setMemoryAttributes(args),
   ),
   createGuestMemfd: {
-    ...onVm({ size: u64, flags: optional(u64) }, (vm, args) => vm.createGuestMemfd(args)),
+    ...onVm({ size: u64, flags: optional(u64), folioSize: optional(word(...PAGE_SIZES)) }, (vm, args) =>
+      vm.createGuestMemfd(args),
+    ),
     names: 'guestMemfd',
   },
   enableCap: onVm({ cap: number, flags: optional(u64), args: optional({ kind: 'list' }) }, (vm, args) =>
@@ -186,13 +228,40 @@ export const METHODS: Readonly<Record<string, Method>> = {
   close: onGuestMemfd({}, (fd) => fd.close()),
 
   run: onVcpu({}, (vcpu) => vcpu.run()),
-  access: onVcpu(
-    { ...ACCESS, size: optional(u64), count: optional(number), stride: optional(u64) },
-    (vcpu, args) => vcpu.access(args),
-    REASONS,
-  ),
+  access: {
+    ...onVcpu(
+      { ...ACCESS, size: optional(u64), count: optional(number), stride: optional(u64) },
+      (vcpu, args) => vcpu.access(args),
+      REASONS,
+    ),
+    endsWell: 'done',
+  },
   preFaultMemory: onVcpu({ gpa: u64, size: u64, flags: optional(u64) }, preFaultAll, u64),
   accept: onVcpu({ gpa: u64, size: u64, level: optional(number) }, (vcpu, args) => vcpu.accept(args), number),
+  pageStateChange: {
+    handle: 'vcpu',
+    fields: {
+      vcpu: optional(number),
+      protocol: optional(word('msr', 'ghcb')),
+      gpa: u64,
+      size: u64,
+      operation: word('private', 'shared', 'psmash', 'unsmash'),
+      pageSize: optional(word(...PAGE_SIZES)),
+      answer: optional(word('convert', 'refuse')),
+    },
+    returns: word('ok', 'INVALID_HDR', 'INVALID_ENTRY', 'GENERIC', 'MSR_ERROR'),
+    endsWell: 'ok',
+    call: changePageState,
+  },
+  pvalidate: {
+    ...onVcpu(
+      { gpa: u64, size: u64, pageSize: optional(word(...PAGE_SIZES)), validate: optional(flag) },
+      (vcpu, args) => vcpu.pvalidate(args),
+      word(...PVALIDATE_REASONS),
+    ),
+    endsWell: 'done',
+  },
+  rmpFault: onVcpu({ gpa: u64 }, (vcpu, args) => vcpu.rmpFault(args), word(...RMP_FAULT_OUTCOMES)),
   beginFault: { ...onVcpu(ACCESS, (vcpu, args) => vcpu.beginFault(args)), names: 'fault' },
   finishFault: onVcpu({ fault: { kind: 'fault' } }, (vcpu, { fault }) => vcpu.finishFault(fault), RESULTS),
   dropFault: onVcpu({ fault: { kind: 'fault' } }, (vcpu, { fault }) => vcpu.dropFault(fault)),

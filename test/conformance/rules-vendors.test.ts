@@ -7,7 +7,8 @@
 //   R-TDX-9   BUSY on AUG, SEPT.ADD, BLOCK, TRACK, REMOVE   the SEAMCALL-level module
 //   R-TDX-10  freeing a mirror table while the HKID is assigned   the SEAMCALL-level module
 //   R-TDX-12  MapGPA in chunks of 2 MiB                     the SEAMCALL-level module
-//   R-SNP-1, R-SNP-2, R-SNP-3                               the RMP
+//
+// R-SNP-1 to R-SNP-3, and R-SNP-4 by the RMP, are in rules-snp.test.ts.
 
 import { describe, expect, test } from 'vitest';
 import type { CreateVmOptions, KernelProfile, Vm } from '../../src/index.ts';

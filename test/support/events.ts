@@ -60,6 +60,11 @@ const FIELDS: Readonly<Record<string, readonly string[]>> = {
   flush_shadow_all: [],
   reclaimed: [],
   mark_mmio_spte: ['gfn'],
+  rmp_make_private: ['page', 'gfn', 'level', 'count'],
+  rmp_make_shared: ['page', 'gfn', 'level', 'count'],
+  psmash: ['page', 'gfn', 'level', 'count'],
+  kvm_rmp_fault: ['vcpu', 'gfn', 'page', 'level'],
+  map_gpa_range_exit: ['vcpu', 'gfn', 'npages', 'private', 'pageSize'],
 };
 
 const TDX_EVENTS = ['seamcall', 'sept_removed', 'kick'];

@@ -221,6 +221,8 @@ const vmRows: Record<string, Bad[]> = {
   result: [],
   gmemFallocate: [],
   gmemMemoryError: [],
+  gmemRmp: [],
+  putIo: [],
   gmemClose: [],
   inspectSept: [],
   seamcallStatus: [],
@@ -375,6 +377,7 @@ const vmRows: Record<string, Bad[]> = {
   ],
   stat: [['name x', ({ vm }) => vm.stat('x' as never), /^name is "x": there is no such counter/]],
   readTrace: [['read 7', ({ vm }) => vm.readTrace(7 as never), /^read is 7: it must be a function/]],
+  rmp: [...u64('gpa', ({ vm }, value) => vm.rmp(value)), refused('no SNP guest', 'EINVAL', ({ vm }) => vm.rmp(0))],
   retry: number('seq', 0, Number.MAX_SAFE_INTEGER, ({ vm }, value) => vm.retry(value)),
   retryGfn: [
     ...number('seq', 0, Number.MAX_SAFE_INTEGER, ({ vm }, value) => vm.retryGfn(value, 1)),
@@ -447,6 +450,42 @@ const vcpuRows: Record<string, Bad[]> = {
     ...number('id', 0, 2 ** 31 - 1, ({ vcpu }, value) => vcpu.finishFault(value)),
     refused('unknown fault', 'EINVAL', ({ vcpu }) => vcpu.finishFault(5)),
     refused('fault beyond the table', 'EINVAL', ({ vcpu }) => vcpu.finishFault(99_999)),
+  ],
+  pageStateChange: [
+    ...args('change', ({ vcpu }, value) => vcpu.pageStateChange(value)),
+    ...u64('gpa', ({ vcpu }, value) => vcpu.pageStateChange({ protocol: 'msr', gpa: value, operation: 'shared' })),
+    ...u64('entries[0].gpa', ({ vcpu }, value) =>
+      vcpu.pageStateChange({ protocol: 'ghcb', entries: [{ gpa: value, operation: 'shared' }] }),
+    ),
+    ...number('curEntry', 0, 65_535, ({ vcpu }, value) =>
+      vcpu.pageStateChange({ protocol: 'ghcb', entries: [{ gpa: 0, operation: 'shared' }], curEntry: value }),
+    ),
+    ...number('endEntry', 0, 65_535, ({ vcpu }, value) =>
+      vcpu.pageStateChange({ protocol: 'ghcb', entries: [{ gpa: 0, operation: 'shared' }], endEntry: value }),
+    ),
+    refused('no SNP guest', 'EINVAL', ({ vcpu }) =>
+      vcpu.pageStateChange({ protocol: 'msr', gpa: 0, operation: 'shared' }),
+    ),
+  ],
+  completePageStateChange: [
+    ...number('ret', -(2 ** 31), 2 ** 32 - 1, ({ vcpu }, value) => vcpu.completePageStateChange(value)),
+    refused('nothing waits', 'EINVAL', ({ vcpu }) => vcpu.completePageStateChange()),
+  ],
+  rmpFault: [
+    ...args('args', ({ vcpu }, value) => vcpu.rmpFault(value)),
+    ...u64('gpa', ({ vcpu }, value) => vcpu.rmpFault({ gpa: value })),
+    refused('no SNP guest', 'EINVAL', ({ vcpu }) => vcpu.rmpFault({ gpa: 0 })),
+  ],
+  pvalidate: [
+    ...args('args', ({ vcpu }, value) => vcpu.pvalidate(value)),
+    ...u64('gpa', ({ vcpu }, value) => vcpu.pvalidate({ gpa: value, size: PAGE })),
+    ...u64('size', ({ vcpu }, value) => vcpu.pvalidate({ gpa: 0, size: value })),
+    [
+      'validate 1',
+      ({ vcpu }) => vcpu.pvalidate({ gpa: 0, size: PAGE, validate: 1 as never }),
+      /^validate is 1: it must be a boolean/,
+    ],
+    refused('no SNP guest', 'EINVAL', ({ vcpu }) => vcpu.pvalidate({ gpa: 0, size: PAGE })),
   ],
   dropFault: [
     ...number('id', 0, 2 ** 31 - 1, ({ vcpu }, value) => vcpu.dropFault(value)),
@@ -646,6 +685,10 @@ const fileRows: Record<string, Bad[]> = {
   memoryError: [
     ...number('pageIndex', 0, GFN_LIMIT, ({ file }, value) => file.memoryError(value)),
     refused('beyond the file', 'EINVAL', ({ file }) => file.memoryError(256)),
+  ],
+  rmp: [
+    ...number('pageIndex', 0, GFN_LIMIT - 1, ({ file }, value) => file.rmp(value)),
+    refused('no SNP guest', 'EINVAL', ({ file }) => file.rmp(0)),
   ],
 };
 
