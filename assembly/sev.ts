@@ -242,8 +242,8 @@ function beginRange(vcpuIndex: u32, psc: Psc): i32 {
   let entry: u64 = 0;
   let gfn: u64 = 0;
   let npages: u64 = 0;
-  let isHuge = false;
-  let isPart = false;
+  let isHuge: bool = false;
+  let isPart: bool = false;
   let index = psc.curEntry;
   for (; index <= end; index++) {
     entry = entryAt(psc, index);
