@@ -4,7 +4,7 @@
 
 import Table from 'cli-table3';
 import pc from 'picocolors';
-import type { Losses, ScenarioResult, StepResult } from '../index.ts';
+import type { Loss, Losses, ScenarioResult, StepResult } from '../index.ts';
 
 export interface TableOptions {
   /** The place of the measured step among the steps of each variant; undefined if all are. */
@@ -96,6 +96,11 @@ export function formatResult(result: ScenarioResult, options: TableOptions): str
   const steps = result.variants[0].steps;
   const main = result.variants.map(({ counters, losses, name }) => ({ name, counters, losses }));
   blocks.push(...tables(measured === undefined ? 'all steps' : steps[measured].name, main, ROWS, options));
+  const unrequested = result.variants.flatMap(({ name, unrequested: losses }) => lossLines(name, losses ?? []));
+  if (unrequested.length > 0) {
+    const lines = unrequested.map((line) => wrap(line, options.width, '  '));
+    blocks.push([colors.bold('nobody asked for'), ...lines].join('\n'));
+  }
   for (const [after, { name }] of measured === undefined ? [] : [...steps.entries()].slice(measured + 1)) {
     const columns = result.variants.map((variant) => ({ ...variant.steps[after], name: variant.name }));
     const kept = last !== undefined && after >= last ? ROWS.filter(({ bad }) => !bad) : ROWS;
@@ -104,6 +109,22 @@ export function formatResult(result: ScenarioResult, options: TableOptions): str
   }
   blocks.push(legend(options));
   return `${blocks.join('\n\n')}\n`;
+}
+
+/** Losses shown of one variant. */
+const LOSSES_SHOWN = 4;
+
+/** What a variant lost although no request asked for it, a line a range: where, how much, by whom and with which filter. */
+function lossLines(variant: string, losses: readonly Loss[]): string[] {
+  const lines = losses.slice(0, LOSSES_SHOWN).map(({ kind, root, start, end, producer, filter }) => {
+    const what = kind === 'content' ? 'pages of private content' : `gfns zapped beyond the range (${root})`;
+    const flags = [filter.onlyPrivate ? 'only_private' : '', filter.onlyShared ? 'only_shared' : ''].filter(Boolean);
+    const said = flags.length > 0 ? flags.join(', ') : `attributes ${filter.attributes}`;
+    const range = `[0x${start.toString(16)}, 0x${end.toString(16)})`;
+    return `${variant}: ${number.format(end - start)} ${what}, gfns ${range}, by ${producer} (form ${filter.form}: ${said})`;
+  });
+  if (losses.length > LOSSES_SHOWN) lines.push(`${variant}: and ${losses.length - LOSSES_SHOWN} ranges more`);
+  return lines;
 }
 
 /** One table of `columns`, or several where the terminal is too narrow for one. */

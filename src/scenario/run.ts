@@ -6,6 +6,7 @@
 
 import { KvmError } from '../errors.ts';
 import type { GuestMemfd } from '../guest-memfd.ts';
+import type { Loss } from '../losses.ts';
 import type { MemorySection, Parameter, Quantity, Scenario, ScenarioPath, ScenarioStep, Variant } from '../scenario.ts';
 import type { PageSize } from '../snp.ts';
 import { type CreateVmOptions, createVm, type Losses, type Vm } from '../vm.ts';
@@ -35,6 +36,8 @@ export interface StepResult {
   counters: Record<string, number>;
   /** The step's own; staleSharedLeaves says how many there are when it ends. */
   losses: Losses;
+  /** What it lost or zapped although its request did not ask for it; only there if there is any. */
+  unrequested?: Loss[];
 }
 
 export interface VariantResult extends StepResult {
@@ -356,7 +359,7 @@ class Run {
     const take = (name: string, work: () => void): StepResult => {
       work();
       const after = read(machine.vm);
-      const result = { name, counters: difference(before.counters, after.counters), losses: lossesOf(before, after) };
+      const result = stepResult(name, before, after);
       before = after;
       steps.push(result);
       this.#options.onStep?.(machine.variant, result);
@@ -372,13 +375,9 @@ class Run {
       const result = take(name, () => this.#step(machine, step, ['steps', index]));
       if (step.measure === true) measured = result;
     }
-    const result = measured ?? {
-      name: this.#scenario.name,
-      counters: difference(start.counters, before.counters),
-      losses: lossesOf(start, before),
-    };
+    const result = measured ?? stepResult(this.#scenario.name, start, before);
     this.#expect(machine, result, variant.expect, [...path, 'expect'], scopeOf(machine.values));
-    return { name: variant.name, counters: result.counters, losses: result.losses, steps };
+    return { ...result, name: variant.name, steps };
   }
 
   #slot(machine: Machine, slot: MemorySection, path: ScenarioPath): void {
@@ -446,7 +445,7 @@ class Run {
     const name = stepName(step);
     if (before !== undefined) {
       const after = read(machine.vm);
-      const result = { name, counters: difference(before.counters, after.counters), losses: lossesOf(before, after) };
+      const result = stepResult(name, before, after);
       this.#expect(machine, result, step.expect, [...path, 'expect'], scope);
     }
     if (machine.checked && step.steps === undefined) this.#oracle(machine, name, path);
@@ -610,15 +609,33 @@ const GUEST_MEMFD = 4;
 interface Reading {
   counters: Record<string, number>;
   losses: Losses;
+  records: readonly Loss[];
 }
 
 function read(vm: Vm): Reading {
-  const { records: _records, recordsDropped: _dropped, ...losses } = vm.losses();
-  return { counters: { ...vm.stats() }, losses };
+  const { records, recordsDropped: _dropped, ...losses } = vm.losses();
+  return { counters: { ...vm.stats() }, losses, records };
 }
 
 function difference(before: Record<string, number>, after: Record<string, number>): Record<string, number> {
   return Object.fromEntries(Object.entries(after).map(([name, value]) => [name, value - (before[name] ?? 0)]));
+}
+
+/** What happened between two readings. */
+function stepResult(name: string, before: Reading, after: Reading): StepResult {
+  const unrequested = after.records.slice(before.records.length);
+  // A run of gfns that goes on is one record: the last one before may have grown.
+  const grown = after.records[before.records.length - 1];
+  const last = before.records[before.records.length - 1];
+  if (grown !== undefined && last !== undefined && grown.end > last.end) {
+    unrequested.unshift({ ...grown, start: last.end });
+  }
+  return {
+    name,
+    counters: difference(before.counters, after.counters),
+    losses: lossesOf(before, after),
+    ...(unrequested.length > 0 && { unrequested }),
+  };
 }
 
 function lossesOf(before: Reading, after: Reading): Losses {
