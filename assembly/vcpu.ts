@@ -320,8 +320,10 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
     inKvm = mirrored && result == RET_PF_RETRY && ctl.zeroStepLocalRetry != 0;
     if (result == RET_PF_FIXED) {
       count(C_PF_FIXED, 1);
-      if (!isTd && accessAllowed(mappedNewFlags, access)) {
-        // The guest tries again, and finds what was just mapped. (A TD is entered by the module: the loop does that.)
+      const meetsRmp = ctl.vmType == VM_SNP && (mappedNewFlags & KIND) != 0;
+      if (!isTd && !meetsRmp && accessAllowed(mappedNewFlags, access)) {
+        // The guest tries again, and finds what was just mapped. (A TD is entered by the module, and a private page of an
+        // SNP guest meets the RMP: the loop does that.)
         flushIfAsked(vcpu);
         touch(vcpu, root, gfn, access, mappedNewFlags);
         return EXIT_DONE;
