@@ -223,7 +223,7 @@ export function tdxVcpuExit(vcpu: Vcpu): void {
 
 /** The table with entries of `level` for `gfn`: linked in the S-EPT. Mirrors: tdx_sept_link_private_spt() */
 export function tdxSeptLink(gfn: u64, level: i32): u32 {
-  return settled(tdhMemSeptAdd(gfn, level));
+  return settled(tdhMemSeptAdd(gfn & ~(pagesOf(level + 1) - 1), level));
 }
 
 /** The page at `gfn`: added to the S-EPT. Mirrors: tdx_sept_set_private_spte(), tdx_mem_page_record_premap_cnt() */
@@ -252,7 +252,7 @@ export function tdxSeptSetRun(startGfn: u64, endGfn: u64, level: i32): void {
 
 /** PAGE.ADD of a page that is premapped. Mirrors: tdx_gmem_post_populate() */
 export function tdxPageAdd(slot: Memslot, gfn: u64): u32 {
-  const status = tdhMemPageAdd(gfn, pageOwned(slot, gfn));
+  const status = tdhMemPageAdd(gfn, 1, pageOwned(slot, gfn));
   if (status != TDX_SUCCESS) return status;
   ctl.premapped--;
   modifyPages(gfn, gfn + 1, 0, PAGE_OWNED | PAGE_WRITTEN | PAGE_TOUCHED);
@@ -594,7 +594,7 @@ function callDirectly(leaf: u32, gfn: u64, level: i32): u32 {
   if (leaf == PAGE_ADD || leaf == PAGE_AUG) {
     const slot = gfnToMemslot(0, gfn);
     const owned = slot !== null && pageOwned(slot, gfn);
-    status = leaf == PAGE_ADD ? tdhMemPageAdd(gfn, owned) : tdhMemPageAug(gfn, level, owned);
+    status = leaf == PAGE_ADD ? tdhMemPageAdd(gfn, level, owned) : tdhMemPageAug(gfn, level, owned);
     if (status == TDX_SUCCESS) modifyPages(gfn, gfn + pages, 0, PAGE_OWNED);
     return status;
   }

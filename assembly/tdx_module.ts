@@ -273,12 +273,11 @@ export function septQuiet(): bool {
 
 // --- Building the tree -----------------------------------------------------------------------------------------------
 
-/** TDH.MEM.SEPT.ADD: links a table whose entries are of `level` at `gfn`. */
+/** TDH.MEM.SEPT.ADD: links a table whose entries are of `level` into the entry above, at `gfn`. */
 export function tdhMemSeptAdd(gfn: u64, level: i32): u32 {
-  const base = gfn & ~(pagesOf(level + 1) - 1);
   let status = injected(SEPT_ADD);
   if (status == TDX_SUCCESS && sharedBusy(gfn)) status = TDX_OPERAND_BUSY;
-  if (status == TDX_SUCCESS && !operandValid(base, level + 1, <i32>ctl.rootLevel)) status = TDX_OPERAND_INVALID;
+  if (status == TDX_SUCCESS && !operandValid(gfn, level + 1, <i32>ctl.rootLevel)) status = TDX_OPERAND_INVALID;
   if (status == TDX_SUCCESS && level < 1) status = TDX_OPERAND_INVALID;
   if (status == TDX_SUCCESS && ctl.tdState == TD_TEARDOWN) status = TDX_OP_STATE_INCORRECT;
   if (status == TDX_SUCCESS) {
@@ -287,8 +286,8 @@ export function tdhMemSeptAdd(gfn: u64, level: i32): u32 {
     if (septUnderBlockedTable(gfn) || reached > level + 1) status = TDX_EPT_WALK_FAILED;
     else if (reached < level + 1 || (atFlags & SEPT_PRESENT) != 0) status = TDX_EPT_ENTRY_STATE_INCORRECT;
   }
-  if (status == TDX_SUCCESS) linkTo(base, level);
-  return seamcall(SEPT_ADD, base, level + 1, status, 1);
+  if (status == TDX_SUCCESS) linkTo(gfn, level);
+  return seamcall(SEPT_ADD, gfn, level + 1, status, 1);
 }
 
 /** Links tables so that entries of `level` exist at `gfn`. */
@@ -333,14 +332,14 @@ export function tdhMemPageAug(gfn: u64, level: i32, owned: bool): u32 {
 }
 
 /** TDH.MEM.PAGE.ADD, before the TD is finalized: the leaf becomes MAPPED. */
-export function tdhMemPageAdd(gfn: u64, owned: bool): u32 {
+export function tdhMemPageAdd(gfn: u64, level: i32, owned: bool): u32 {
   let status = injected(PAGE_ADD);
-  if (status == TDX_SUCCESS && !operandValid(gfn, 1, 1)) status = TDX_OPERAND_INVALID;
+  if (status == TDX_SUCCESS && !operandValid(gfn, level, 1)) status = TDX_OPERAND_INVALID;
   if (status == TDX_SUCCESS && ctl.tdState != TD_BUILD) status = TDX_OP_STATE_INCORRECT;
-  if (status == TDX_SUCCESS) status = canMap(gfn, 1);
+  if (status == TDX_SUCCESS) status = canMap(gfn, level);
   if (status == TDX_SUCCESS && owned) status = TDX_PAGE_METADATA_INCORRECT;
   if (status == TDX_SUCCESS) treeSet(SEPT_TREE, septLevel(), gfn, gfn + 1, 1, SEPT_PRESENT);
-  return seamcall(PAGE_ADD, gfn, 1, status, 1);
+  return seamcall(PAGE_ADD, gfn, level, status, 1);
 }
 
 /**

@@ -1,6 +1,4 @@
 // The worked vectors: small cases with every number computed outside the simulator, from the rules alone.
-//
-// 13.3 is about the TDX module's epochs, which the page tables don't show: the SEAMCALL-level module.
 
 import { describe, expect, test } from 'vitest';
 import type { CreateVmOptions, Vm } from '../../src/index.ts';
@@ -102,6 +100,35 @@ describe('13.2 a slot [100, 2148)', () => {
   });
 });
 
+test('13.3 epochs: E=5, two vCPUs inside; a blocked page is tracked once TRACK succeeded and both have left', () => {
+  const vm = makeVm({
+    type: 'tdx',
+    vcpus: 2,
+    slots: [{ startGfn: 0, npages: 16, guestMemfd: true }],
+    mappedPrivate: [0, 1, 2],
+  });
+  const track = () => vm.tdx.seamcall('TDH.MEM.TRACK');
+  const block = (gfn: number) => vm.tdx.seamcall('TDH.MEM.RANGE.BLOCK', { gpa: gfn * PAGE });
+  /** Whether the page is tracked: REMOVE tells. */
+  const remove = (gfn: number) => vm.tdx.seamcall('TDH.MEM.PAGE.REMOVE', { gpa: gfn * PAGE });
+  for (let epoch = 1; epoch < 5; epoch++) expect(track()).toBe('TDX_SUCCESS');
+  const [one, other] = vm.vcpus;
+  one.setInGuest(true);
+  other.setInGuest(true);
+  expect([vm.tdx.epoch, block(0), block(1)]).toEqual([5, 'TDX_SUCCESS', 'TDX_SUCCESS']);
+  expect(remove(0)).toBe('TDX_TLB_TRACKING_NOT_DONE');
+  expect([track(), vm.tdx.epoch, remove(0)]).toEqual(['TDX_SUCCESS', 6, 'TDX_TLB_TRACKING_NOT_DONE']);
+  expect(track()).toBe('TDX_PREVIOUS_TLB_EPOCH_BUSY');
+  one.setInGuest(false);
+  expect(remove(0)).toBe('TDX_TLB_TRACKING_NOT_DONE');
+  other.setInGuest(false);
+  expect(remove(0)).toBe('TDX_SUCCESS');
+  // A vCPU that comes back at 6 drops its translations: the other page is still tracked.
+  const flushes = counted(vm, ['td_tlb_flushes'], () => one.setInGuest(true));
+  expect([flushes.td_tlb_flushes, remove(1)]).toEqual([1, 'TDX_SUCCESS']);
+  expect([track(), vm.tdx.epoch]).toEqual(['TDX_SUCCESS', 7]);
+});
+
 describe('13.4 the index path of gpa 0x1234567000', () => {
   const GPA = 0x1234567000n;
   const GFN = 0x1234567;
@@ -189,7 +216,16 @@ describe('13.6 and 13.7: 2 MiB of a TD, fully mapped by 4K pages, to shared and 
     const vm = makeTd();
     const { seq } = vm.invalidate;
     const { tables } = vm.stats();
-    const names = [...SEAMCALLS, 'remote_tlb_flush_requests', 'remote_tlb_flush', 'private_pages_lost'] as const;
+    const names = [
+      ...SEAMCALLS,
+      ...([
+        'kick_ipis',
+        'pages_cleared',
+        'remote_tlb_flush_requests',
+        'remote_tlb_flush',
+        'private_pages_lost',
+      ] as const),
+    ] as const;
     expect(counted(vm, names, () => set(vm, 0, 512, 0))).toEqual({
       'TDH.MEM.RANGE.BLOCK': 512,
       'TDH.MEM.TRACK': 512,
@@ -198,6 +234,9 @@ describe('13.6 and 13.7: 2 MiB of a TD, fully mapped by 4K pages, to shared and 
       'TDH.PHYMEM.PAGE.WBINVD': 512,
       'TDH.MEM.PAGE.AUG': 0,
       'TDH.MEM.SEPT.ADD': 0,
+      // All eight are inside each time.
+      kick_ipis: 4096,
+      pages_cleared: 512,
       remote_tlb_flush_requests: 1,
       remote_tlb_flush: 1,
       private_pages_lost: 512,
