@@ -503,6 +503,13 @@ export function ltSet(entryPtr: usize, from: i32, to: i32, flags: u32): void {
   if ((counts & 0x3ff) == 512) normalise(entryPtr);
 }
 
+/** Makes every key of a leaf table absent. Returns how many were present. */
+export function ltEmpty(entryPtr: usize): u32 {
+  const present = presentCount(entryPtr);
+  if (present != 0) emptyLeafTable(entryPtr);
+  return present;
+}
+
 /** Makes keys [from, to) of a leaf table absent. Returns how many were present. */
 export function ltClear(entryPtr: usize, from: i32, to: i32): u32 {
   const present = presentCount(entryPtr);

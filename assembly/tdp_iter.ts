@@ -25,6 +25,7 @@ import {
   leafLevelOf,
   ltClear,
   ltCount,
+  ltEmpty,
   ltFlags,
   ltModify,
   ltRunEnd,
@@ -324,13 +325,15 @@ function walkEntry(entryPtr: usize, level: i32, start: u64, end: u64): void {
   let at = start;
   if (childLevel == 2 && minLevel == 1 && op != WALK_ZAP_PASS) {
     // Leaf tables side by side, which is nearly all there is to walk.
+    const isPlainZap = op == WALK_ZAP && !tracing && mirror == 0;
     let visited: u64 = 0;
     while (at < end) {
       const next = min((at & ~511) + 512, end);
       const tag = tagOf(child);
       if (tag == LT) {
         visited += next - at;
-        leafTable(child, at, next);
+        if (isPlainZap && next - at == 512) hits1 += <u64>ltEmpty(child);
+        else leafTable(child, at, next);
       } else if (tag == LEAF) {
         hugeLeaf(child, 2, at, next);
       }

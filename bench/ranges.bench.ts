@@ -185,6 +185,7 @@ export default async function ranges(context: BenchContext): Promise<Row[]> {
   const rows: Row[] = [];
   try {
     for (const guest of guestsOf(context.quick)) {
+      if (context.guestBytes !== undefined && guest.bytes !== context.guestBytes) continue;
       rows.push(...(await measureGuest(guest, contenders, process, context)));
     }
   } finally {

@@ -105,6 +105,8 @@ function isMet(found: Row, limits: GoalLimits): boolean {
 /** What a bench is run with. */
 export interface BenchContext {
   quick: boolean;
+  /** Only guests of this size, where a bench has several (ranges). */
+  guestBytes?: number;
   /** Compiled native.c, or why not. */
   native: { program: string } | { skipped: string };
   say(line: string): void;

@@ -1,5 +1,5 @@
 // Runs the benches and prints their table.
-// Usage: npm run bench [-- [QUESTION…] [--quick] [--json FILE]], or npm run bench -- --compare OLD NEW
+// Usage: npm run bench [-- [QUESTION…] [--quick] [--guest GIB] [--json FILE]], or npm run bench -- --compare OLD NEW
 //
 // Fails if contenders disagree, if the native peer is slower than it should be, or if a goal is missed in a full run.
 
@@ -36,7 +36,12 @@ function machine(): Record<string, string | number> {
 export async function main(): Promise<number> {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
-    options: { quick: { type: 'boolean' }, json: { type: 'string' }, compare: { type: 'boolean' } },
+    options: {
+      quick: { type: 'boolean' },
+      guest: { type: 'string' },
+      json: { type: 'string' },
+      compare: { type: 'boolean' },
+    },
   });
   const say = (line: string) => void process.stderr.write(`  ${line}\n`);
   if (values.compare) {
@@ -48,12 +53,14 @@ export async function main(): Promise<number> {
     if (!(name in BENCHES)) throw new Error(`there is no bench '${name}': ${Object.keys(BENCHES).join(', ')}`);
   }
   const quick = values.quick ?? false;
+  const guestBytes = values.guest === undefined ? undefined : Number(values.guest) * 2 ** 30;
+  if (guestBytes !== undefined && !(guestBytes > 0)) throw new Error(`--guest is ${values.guest}: it must be GiB`);
   const native = compileNative();
   const rows: Row[] = [];
   for (const [name, bench] of Object.entries(BENCHES)) {
     if (positionals.length > 0 && !positionals.includes(name)) continue;
     process.stderr.write(`${name}\n`);
-    rows.push(...(await bench({ quick, native, say })));
+    rows.push(...(await bench({ quick, guestBytes, native, say })));
   }
   const found = machine();
   process.stdout.write(`${tableOf(rows)}\n\n${goalsOf(rows)}\n`);

@@ -1,5 +1,5 @@
 // Times the engine against its peers: see bench/run.ts.
-// Usage: node scripts/run.mjs bench [QUESTION…] [--quick] [--json FILE] | --compare OLD NEW
+// Usage: node scripts/run.mjs bench [QUESTION…] [--quick] [--guest GIB] [--json FILE] | --compare OLD NEW
 
 import { main } from '../bench/run.ts';
 

@@ -182,7 +182,18 @@ async function compile(entry: string, target: 'debug' | 'release'): Promise<Uint
  */
 const inlined: Record<string, string[]> = {
   control: ['count'],
-  page_table: ['blockPtr', 'childPtr', 'indexAt', 'isSingle', 'ltFlags', 'planePtr', 'valueWord', 'wordMask'],
+  page_table: [
+    'blockPtr',
+    'childPtr',
+    'emptyLeafTable',
+    'indexAt',
+    'isSingle',
+    'ltEmpty',
+    'ltFlags',
+    'planePtr',
+    'valueWord',
+    'wordMask',
+  ],
   pause: ['gate'],
   tdp_mmu: [
     ...['countLeafs', 'keyBitsOf', 'maxGfnExclusive', 'nextRoot', 'rootEntryLevel', 'settle', 'tdpMmuLook'],

@@ -310,6 +310,12 @@ function regionTable(): string {
       layout.SIDE_CAPACITY! * layout.SIDE_BYTES!,
       `${layout.SIDE_CAPACITY!.toLocaleString('en-US')} records of ${layout.SIDE_BYTES}, a hash table`,
     ],
+    [
+      'LOSSES',
+      'LOSSES_BASE',
+      layout.LOSSES_MAX! * layout.LOSS_BYTES!,
+      `${layout.LOSSES_MAX!.toLocaleString('en-US')} records of ${layout.LOSS_BYTES}`,
+    ],
   ];
   const lossRow: (typeof rows)[number] = [
     'LOSSES',
