@@ -4,6 +4,7 @@
 
 import { counter as counterValue, ctl, PROFILE_RFC_V4, SEAMCALL_STATUS_BASE, VM_SNP, VM_TDX } from './control';
 import { clearDirtyLog, dirtyRuns, getDirtyLogCheck, getDirtyLogProtect } from './dirty_log';
+import { gmemHostAccess, gmemPin, gmemSetAttributes } from './gmem_attributes';
 import { gmemCreate, gmemFallocate, gmemMemoryError } from './guest_memfd';
 import {
   hostAccess,
@@ -115,6 +116,35 @@ export function abiGmemFallocate(
   lengthHigh: u32,
 ): i32 {
   return gmemFallocate(fd, serial, mode, u64Of(offsetLow, offsetHigh), u64Of(lengthLow, lengthHigh));
+}
+export function abiGmemSetAttributes(
+  fd: i32,
+  serial: u32,
+  offsetLow: u32,
+  offsetHigh: u32,
+  sizeLow: u32,
+  sizeHigh: u32,
+  attributesLow: u32,
+  attributesHigh: u32,
+  flagsLow: u32,
+  flagsHigh: u32,
+): i32 {
+  const attributes = u64Of(attributesLow, attributesHigh);
+  const flags = u64Of(flagsLow, flagsHigh);
+  return gmemSetAttributes(fd, serial, u64Of(offsetLow, offsetHigh), u64Of(sizeLow, sizeHigh), attributes, flags);
+}
+export function abiGmemHostAccess(
+  fd: i32,
+  serial: u32,
+  offsetLow: u32,
+  offsetHigh: u32,
+  lengthLow: u32,
+  lengthHigh: u32,
+): i32 {
+  return gmemHostAccess(fd, serial, u64Of(offsetLow, offsetHigh), u64Of(lengthLow, lengthHigh));
+}
+export function abiGmemPin(fd: i32, serial: u32, page: f64, pin: u32): i32 {
+  return gmemPin(fd, serial, <u64>page, pin);
 }
 export function abiGmemMemoryError(fd: i32, serial: u32, page: f64): i32 {
   return gmemMemoryError(fd, serial, <u64>page);

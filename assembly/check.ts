@@ -1,10 +1,19 @@
 // Read-only walks: leaves as runs, the entries from a root down, and the oracle that looks for what must not be.
 
-import { ATTRIBUTES_TREE, ctl, hasPrivateMem, SEPT_TREE, STALE_TREE, VM_SNP, VM_TDX } from './control';
+import {
+  ATTRIBUTES_TREE,
+  ctl,
+  FORM_GMEM_IN_PLACE,
+  hasPrivateMem,
+  SEPT_TREE,
+  STALE_TREE,
+  VM_SNP,
+  VM_TDX,
+} from './control';
 import { gmemAt, gmemByHandle, npagesOf, PAGES_LEVEL, pagesTree } from './gmems';
 import { IO_BASE, IO_BYTES } from './layout';
 import { ATTRIBUTES_LEVEL } from './mem_attributes';
-import { endGfnOf, gfnToMemslot } from './memslots';
+import { endGfnOf, gfnToMemslot, MEM_GUEST_MEMFD } from './memslots';
 import {
   atEnd,
   atFlags,
@@ -259,7 +268,7 @@ function checkRun(root: Root, start: u64, end: u64, flags: u32, level: i32): voi
       const attribute = treeFlags(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn) != 0;
       if (attribute != isPrivate) find(FOUND_KIND_MISMATCH, root, gfn, run - gfn);
     }
-    if (isPrivate) run = checkPrivateBacking(root, gfn, run, level);
+    if (isPrivate || isGmemShared(root, gfn)) run = checkPrivateBacking(root, gfn, run, level, isPrivate);
     else if (ctl.staleRecords != 0) {
       run = treeRunEnd(STALE_TREE, 7, gfn, run);
       if (treeFlags(STALE_TREE, 7, gfn) != 0) find(FOUND_STALE_BACKING, root, gfn, run - gfn);
@@ -268,8 +277,15 @@ function checkRun(root: Root, start: u64, end: u64, flags: u32, level: i32): voi
   }
 }
 
-/** A private leaf needs a resident page of the bound file. Returns the end of what was looked at. */
-function checkPrivateBacking(root: Root, gfn: u64, limit: u64, level: i32): u64 {
+/** Whether a shared leaf of `gfn` maps a page of guest_memfd too. */
+function isGmemShared(root: Root, gfn: u64): bool {
+  if (ctl.filterForm != FORM_GMEM_IN_PLACE) return false;
+  const slot = gfnToMemslot(root.asId, gfn);
+  return slot !== null && (slot.flags & MEM_GUEST_MEMFD) != 0;
+}
+
+/** A leaf that guest_memfd backs needs a resident page of the bound file. Returns the end of what was looked at. */
+function checkPrivateBacking(root: Root, gfn: u64, limit: u64, level: i32, isPrivate: bool): u64 {
   const kind = root.kind == ROOT_MIRROR ? FOUND_MIRROR_DISAGREES : FOUND_STALE_BACKING;
   const slot = gfnToMemslot(root.asId, gfn);
   if (slot === null) {
@@ -285,7 +301,7 @@ function checkPrivateBacking(root: Root, gfn: u64, limit: u64, level: i32): u64 
   const offset = slot.gmemPgoff - slot.baseGfn;
   let run = treeRunEnd(tree, PAGES_LEVEL, gfn + offset, end + offset) - offset;
   if (treeFlags(tree, PAGES_LEVEL, gfn + offset) == 0) find(kind, root, gfn, run - gfn);
-  if (ctl.vmType != VM_SNP) return run;
+  if (ctl.vmType != VM_SNP || !isPrivate) return run;
   const gmem = gmemAt(slot.gmem - 1);
   run = rmpRunEnd(gmem, gfn + offset, run + offset) - offset;
   const entry = rmpFlags(gmem, gfn + offset);

@@ -40,6 +40,8 @@ export class Control {
   septVeDisable: u32;
   /** An SNP guest's accesses meet the gpa and the validated bit of the RMP. */
   rmpChecks: u32;
+  /** Form gmem-in-place: a conversion invalidates what the new attributes leave behind, not what the range holds. */
+  gmemFilterByTarget: u32;
   vcpuCount: u32;
   // Policies of a TD (TdOptions of src/tdx.ts says what each does).
   privateHugePages: u32;
@@ -261,6 +263,7 @@ export const C_RMP_FAULTS_IGNORED: i32 = 80;
 export const C_RMP_FAULTS_SPURIOUS: i32 = 81;
 export const C_RMP_FAULTS_PSMASH: i32 = 82;
 export const C_PAGES_VALIDATED: i32 = 83;
+export const C_GMEM_HOST_PAGES_UNMAPPED: i32 = 84;
 
 /** Adds to a counter. */
 export function count(counter: i32, by: u64): void {
@@ -287,6 +290,7 @@ export const FORM_RFC_V4: u32 = 1;
 export const FORM_GMEM_V13: u32 = 2;
 export const FORM_TDX_V18: u32 = 3;
 export const FORM_ATTR_FILTER: u32 = 4;
+export const FORM_GMEM_IN_PLACE: u32 = 5;
 
 /** What a zap does to a private huge leaf that reaches beyond the range. */
 export const ZAP_WHOLE_LEAF: u32 = 0;

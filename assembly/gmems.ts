@@ -15,9 +15,17 @@ export const PAGE_TOUCHED: u32 = 8;
 export const PAGE_POISONED: u32 = 16;
 /** The PAMT says that the page belongs to a TD: a leaf of its S-EPT maps it. */
 export const PAGE_OWNED: u32 = 32;
+/** Someone beside guest_memfd holds a reference of the page's folio. */
+export const PAGE_PINNED: u32 = 4;
+/** The VMM has the page mapped. */
+export const PAGE_MAPPED: u32 = 128;
 /** Part of a 2M folio: of all 512 pages of an aligned block, or of none. */
 export const PAGE_FOLIO: u32 = 64;
 export const PAGES_LEVEL: i32 = 7;
+
+/** GUEST_MEMFD_FLAG_MMAP and _INIT_SHARED. */
+export const GMEM_MMAP: u32 = 1;
+export const GMEM_INIT_SHARED: u32 = 2;
 
 // Gmem, 96 bytes. open = 0 after the last fput; the record is then free.
 @unmanaged
@@ -35,9 +43,11 @@ export class Gmem {
   rmpHi: u64;
   /** 0 or 9: the order of the folios that it allocates where one fits. */
   folioOrder: u32;
-  pad0: u32;
-  pad1: u64;
-  pad2: u64;
+  /** GUEST_MEMFD_FLAG_*, form gmem-in-place only. */
+  flags: u32;
+  /** Which pages are private, form gmem-in-place only. */
+  attributesLo: u64;
+  attributesHi: u64;
   pad3: u64;
   pad4: u64;
 }
@@ -48,6 +58,10 @@ export function gmemAt(index: u32): Gmem {
 }
 export function pagesTree(gmem: Gmem): usize {
   return changetype<usize>(gmem) + offsetof<Gmem>('pagesLo');
+}
+
+export function attributesTree(gmem: Gmem): usize {
+  return changetype<usize>(gmem) + offsetof<Gmem>('attributesLo');
 }
 
 /** The index of a record of the table. */

@@ -5,6 +5,7 @@
 // Mirrors: virt/kvm/guest_memfd.c. Left out: an inode shared by two VMs.
 
 import {
+  ATTRIBUTES_TREE,
   C_GMEM_PAGES_ALLOCATED,
   C_GMEM_PAGES_FREED,
   C_LOCK_SECTIONS,
@@ -12,9 +13,14 @@ import {
   C_PRIVATE_PAGES_LOST,
   count,
   ctl,
+  FORM_GMEM_IN_PLACE,
+  hasPrivateMem,
   VM_TDX,
 } from './control';
 import {
+  attributesTree,
+  GMEM_INIT_SHARED,
+  GMEM_MMAP,
   Gmem,
   gmemAt,
   gmemByFd,
@@ -51,6 +57,9 @@ import { EBADF, EFAULT, EHWPOISON, EINVAL, EIO, ENOMEM, EOPNOTSUPP, STATUS_CAPAC
 import { flushRemoteTlbs } from './tlb';
 import { EV_GMEM_INVAL_BEGIN, trace2 } from './trace';
 import {
+  KVM_FILTER_PRIVATE,
+  KVM_FILTER_SHARED,
+  MAY_BLOCK,
   SELECT_GMEM,
   vendorGmemForget,
   vendorGmemHasRoom,
@@ -73,12 +82,22 @@ const FOLIO: u64 = 512;
  * Mirrors: kvm_gmem_create()
  */
 export function gmemCreate(size: u64, flags: u64, fd: i32, folioOrder: u32): i32 {
-  if (flags != 0) return -EINVAL;
+  const inPlace = ctl.filterForm == FORM_GMEM_IN_PLACE;
+  const known: u64 = inPlace ? GMEM_MMAP | GMEM_INIT_SHARED : 0;
+  if ((flags & ~known) != 0) return -EINVAL;
   if (<i64>size <= 0 || (size & 4095) != 0) return -EINVAL;
   for (let index: u32 = 0; index < GMEMS_MAX; index++) {
     const gmem = gmemAt(index);
     if (gmem.used != 0) continue;
+    const allPrivate = inPlace && hasPrivateMem() && (flags & GMEM_INIT_SHARED) == 0;
     memory.fill(changetype<usize>(gmem), 0, GMEM_BYTES);
+    if (allPrivate) {
+      wantNothing();
+      wantCuts(attributesTree(gmem), PAGES_LEVEL, 0, size >> 12);
+      if (!reserveWanted()) return STATUS_CAPACITY;
+      treeSet(attributesTree(gmem), PAGES_LEVEL, 0, size >> 12, 1, 1);
+    }
+    gmem.flags = <u32>flags;
     gmem.used = 1;
     gmem.open = 1;
     gmem.fd = fd;
@@ -161,7 +180,7 @@ function nextBinding(file: u32, fromPage: u64): Memslot | null {
  * correction in host-model 2.1). Returns whether any binding was met: then gmemInvalidateEnd() is due.
  * Mirrors: kvm_gmem_invalidate_begin()
  */
-function gmemInvalidateBegin(file: u32, start: u64, end: u64): bool {
+export function gmemInvalidateBegin(file: u32, start: u64, end: u64, selector: u32, attributes: u64): bool {
   trace2(EV_GMEM_INVAL_BEGIN, 0, 0, start, end, 0);
   ctl.splitFailed = 0;
   let met = false;
@@ -183,7 +202,7 @@ function gmemInvalidateBegin(file: u32, start: u64, end: u64): bool {
             mmuInvalidateBegin();
           }
           mmuInvalidateRangeAdd(from, to);
-          flush = unmapGfnRange(slot, from, to, 0, SELECT_GMEM) || flush;
+          flush = unmapGfnRange(slot, from, to, attributes, selector) || flush;
         }
         piece = next;
       }
@@ -194,10 +213,22 @@ function gmemInvalidateBegin(file: u32, start: u64, end: u64): bool {
   return met;
 }
 
-function gmemInvalidateEnd(met: bool): void {
+export function gmemInvalidateEnd(met: bool): void {
   if (!met) return;
   count(C_LOCK_SECTIONS, 1);
   mmuInvalidateEnd();
+}
+
+/** What the pages [start, end) hold: a selector of the mappings that there can be (spec 2.3, G). */
+export function gmemContentSelector(gmem: Gmem, start: u64, end: u64): u32 {
+  if (ctl.filterForm != FORM_GMEM_IN_PLACE) return SELECT_GMEM;
+  end = min(end, npagesOf(gmem));
+  if (start >= end) return MAY_BLOCK;
+  const privatePages = treeCount(attributesTree(gmem), PAGES_LEVEL, start, end, 1);
+  let selector = MAY_BLOCK;
+  if (privatePages != 0) selector |= KVM_FILTER_PRIVATE;
+  if (privatePages != end - start) selector |= KVM_FILTER_SHARED;
+  return selector;
 }
 
 /** A folio that is freed in part is 512 small ones from then on. */
@@ -225,7 +256,7 @@ function truncatePages(gmem: Gmem, start: u64, end: u64): void {
 }
 
 /** Adds what changing the pages [start, end) needs, whole folios at their ends included. */
-function wantPages(gmem: Gmem, start: u64, end: u64): void {
+export function wantPages(gmem: Gmem, start: u64, end: u64): void {
   const tree = pagesTree(gmem);
   wantCuts(tree, PAGES_LEVEL, start, end);
   if (gmem.folioOrder == 0) return;
@@ -239,14 +270,22 @@ function reserveInvalidation(file: u32, start: u64, end: u64): bool {
   wantNothing();
   wantPages(gmem, start, end);
   wantGmemInvalidate(gmem, start, end);
+  wantBindings(file, start, end);
+  return reserveWanted();
+}
+
+/** Adds what zapping pages [start, end) in each binding that they meet needs, and what its end would. */
+export function wantBindings(file: u32, start: u64, end: u64): void {
   for (let place: u32 = 0; place < slotCount(0); place++) {
     const slot = slotAtPlace(0, BY_GFN, place);
     const first = slot.gmemPgoff;
     const after = first + slot.npages;
     if (slot.gmem != file || first >= end || after <= start) continue;
     wantGfnRange(slot, slot.baseGfn + (max(first, start) - first), slot.baseGfn + (min(after, end) - first));
+    if (ctl.filterForm == FORM_GMEM_IN_PLACE) {
+      wantCuts(ATTRIBUTES_TREE, PAGES_LEVEL, slot.baseGfn, slot.baseGfn + slot.npages);
+    }
   }
-  return reserveWanted();
 }
 
 // --- System calls ----------------------------------------------------------------------------------------------------
@@ -266,7 +305,7 @@ export function gmemFallocate(fd: i32, serial: u32, mode: u32, offset: u64, leng
   if (mode & FALLOC_PUNCH_HOLE) {
     if (!reserveInvalidation(file, start, end)) return STATUS_CAPACITY;
     ctl.producer = PRODUCER_GMEM_PUNCH;
-    const met = gmemInvalidateBegin(file, start, end);
+    const met = gmemInvalidateBegin(file, start, end, gmemContentSelector(gmem, start, end), 0);
     if (ctl.splitFailed != 0) {
       gmemInvalidateEnd(met);
       return -EIO;
@@ -287,7 +326,7 @@ export function gmemFallocate(fd: i32, serial: u32, mode: u32, offset: u64, leng
 const EFBIG: i32 = 27;
 
 /** Makes pages [start, end) resident; those that are keep their content. Requires: room is reserved. */
-function allocatePages(gmem: Gmem, start: u64, end: u64): void {
+export function allocatePages(gmem: Gmem, start: u64, end: u64): void {
   const tree = pagesTree(gmem);
   let page = start;
   while (page < end) {
@@ -330,15 +369,20 @@ export function gmemRelease(fd: i32, serial: u32): i32 {
   const gmem = gmemAt(file - 1);
   if (!reserveInvalidation(file, 0, gmem.sizeBytes >> 12)) return STATUS_CAPACITY;
   ctl.producer = PRODUCER_GMEM_RELEASE;
-  const met = gmemInvalidateBegin(file, 0, LAST_INDEX);
+  const met = gmemInvalidateBegin(file, 0, LAST_INDEX, gmemContentSelector(gmem, 0, LAST_INDEX), 0);
   pausePoint(PAUSE_GMEM_ZAPPED);
   for (let place: u32 = 0; place < slotCount(0); place++) {
     const slot = slotAtPlace(0, BY_GFN, place);
-    if (slot.gmem == file) slot.gmem = 0;
+    if (slot.gmem != file) continue;
+    if (ctl.filterForm == FORM_GMEM_IN_PLACE) {
+      treeSet(ATTRIBUTES_TREE, PAGES_LEVEL, slot.baseGfn, slot.baseGfn + slot.npages, 1, 0);
+    }
+    slot.gmem = 0;
   }
   gmemInvalidateEnd(met);
   truncatePages(gmem, 0, gmem.sizeBytes >> 12);
   freeSubtree(pagesTree(gmem), PAGES_LEVEL);
+  freeSubtree(attributesTree(gmem), PAGES_LEVEL);
   vendorGmemForget(gmem);
   gmem.open = 0;
   gmem.used = 0;
@@ -358,7 +402,7 @@ export function gmemMemoryError(fd: i32, serial: u32, page: u64): i32 {
   const end = isFolio ? start + FOLIO : page + 1;
   if (!reserveInvalidation(file, start, end)) return STATUS_CAPACITY;
   ctl.producer = PRODUCER_GMEM_ERROR;
-  const met = gmemInvalidateBegin(file, start, end);
+  const met = gmemInvalidateBegin(file, start, end, gmemContentSelector(gmem, start, end), 0);
   if (ctl.splitFailed != 0) {
     gmemInvalidateEnd(met);
     return -EIO;
@@ -381,29 +425,33 @@ export let gmemRunPages: u64 = 0;
 export let gmemLevel: i32 = 1;
 
 /**
- * The page behind a private gfn, allocated on demand and up to `limitPages` more behind it, and prepared for the guest.
+ * The page behind a gfn that guest_memfd backs, allocated on demand and up to `limitPages` more behind it; a private one is
+ * prepared for the guest.
  * Returns 0 or -errno. Requires: reserveFault(). Mirrors: kvm_gmem_get_pfn(), kvm_gmem_prepare_folio()
  */
-export function gmemGetPfn(slot: Memslot, gfn: u64, limitPages: u64): i32 {
+export function gmemGetPfn(slot: Memslot, gfn: u64, limitPages: u64, isPrivate: bool): i32 {
   if (slot.gmem == 0) return -EFAULT;
   const gmem = gmemAt(slot.gmem - 1);
   const page = gfn - slot.baseGfn + slot.gmemPgoff;
   const tree = pagesTree(gmem);
   const flags = treeFlags(tree, PAGES_LEVEL, page);
   if (flags & PAGE_POISONED) return -EHWPOISON;
-  if (!vendorGmemHasRoom(gmem, slot)) return -ENOMEM;
+  if (isPrivate && !vendorGmemHasRoom(gmem, slot)) return -ENOMEM;
   let run = treeRunEnd(tree, PAGES_LEVEL, page, page + limitPages);
   if (flags == 0) {
     allocateRun(gmem, page, run);
     if (gmem.folioOrder != 0) run = treeRunEnd(tree, PAGES_LEVEL, page, run);
   }
-  run = vendorPrivateRunEnd(gmem, page, run);
-  vendorGmemPrepare(gmem, slot, page, run);
-  gmemRunPages = vendorPrivateRunEnd(gmem, page, run) - page;
+  if (isPrivate) {
+    run = vendorPrivateRunEnd(gmem, page, run);
+    vendorGmemPrepare(gmem, slot, page, run);
+    run = vendorPrivateRunEnd(gmem, page, run);
+  }
+  gmemRunPages = run - page;
   // A folio is mapped whole only where gfns and pages of the file are aligned alike.
   const isFolio = gmem.folioOrder != 0 && (treeFlags(tree, PAGES_LEVEL, page) & PAGE_FOLIO) != 0;
   gmemLevel = isFolio && ((slot.baseGfn - slot.gmemPgoff) & (FOLIO - 1)) == 0 ? 2 : 1;
-  if (gmemLevel > 1) gmemLevel = min(gmemLevel, vendorPrivateMaxMappingLevel(gmem, page));
+  if (gmemLevel > 1 && isPrivate) gmemLevel = min(gmemLevel, vendorPrivateMaxMappingLevel(gmem, page));
   return 0;
 }
 

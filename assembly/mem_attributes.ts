@@ -4,7 +4,15 @@
 // says how many xarray operations KVM spends, two a gfn.
 // Mirrors: virt/kvm/kvm_main.c (kvm_vm_ioctl_set_mem_attributes), arch/x86/kvm/mmu/mmu.c (kvm_arch_*_set_memory_attributes)
 
-import { ATTRIBUTES_TREE, C_ATTRIBUTE_XARRAY_OPS, C_LOCK_SECTIONS, count, ctl, hasPrivateMem } from './control';
+import {
+  ATTRIBUTES_TREE,
+  C_ATTRIBUTE_XARRAY_OPS,
+  C_LOCK_SECTIONS,
+  count,
+  ctl,
+  FORM_GMEM_IN_PLACE,
+  hasPrivateMem,
+} from './control';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { PRODUCER_SET_ATTRIBUTES } from './losses';
 import {
@@ -33,7 +41,7 @@ import {
   wantNothing,
 } from './page_table';
 import { PAUSE_ATTRIBUTES_STORED, PAUSE_ATTRIBUTES_ZAPPED, pausePoint } from './pause';
-import { EINVAL, EIO, STATUS_CAPACITY } from './status';
+import { EINVAL, EIO, ENOTTY, STATUS_CAPACITY } from './status';
 import { flushRemoteTlbs } from './tlb';
 import { EV_POST_ATTR, EV_PRE_ATTR, trace2 } from './trace';
 import { KVM_MEMORY_ATTRIBUTE_PRIVATE, MAY_BLOCK, selectAttributes, vendorZapsForAttributes } from './vendor';
@@ -57,6 +65,8 @@ function rangeHasMemoryAttributes(startGfn: u64, endGfn: u64, isPrivate: bool): 
  * Mirrors: kvm_vm_ioctl_set_mem_attributes()
  */
 export function vmSetMemoryAttributes(address: u64, size: u64, attributes: u64, flags: u64): i32 {
+  // The attributes are the file's: the VM has no such ioctl.
+  if (ctl.filterForm == FORM_GMEM_IN_PLACE) return -ENOTTY;
   if (flags != 0) return -EINVAL;
   const supported: u64 = hasPrivateMem() ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
   if (attributes & ~supported) return -EINVAL;
@@ -125,7 +135,7 @@ function reserveSet(startGfn: u64, endGfn: u64): bool {
 }
 
 /** Adds what tracking needs at an end `gfn` of a range: its region may be mixed, and the run of regions beside it ends. */
-function wantMixed(slot: Memslot, level: i32, gfn: u64): void {
+export function wantMixed(slot: Memslot, level: i32, gfn: u64): void {
   const shift = <u64>(level == 2 ? 9 : 18);
   const entryLevel = level == 2 ? MIXED_2M_LEVEL : MIXED_1G_LEVEL;
   const region = gfn >> shift;
@@ -208,7 +218,7 @@ function regionHasAttributes(slot: Memslot, level: i32, gfn: u64, isPrivate: boo
  * Tracks which huge regions are mixed after [startGfn, endGfn) of `slot` took `attributes`.
  * Mirrors: kvm_arch_post_set_memory_attributes()
  */
-function postSetMemoryAttributes(slot: Memslot, startGfn: u64, endGfn: u64, attributes: u64): void {
+export function postSetMemoryAttributes(slot: Memslot, startGfn: u64, endGfn: u64, attributes: u64): void {
   trace2(EV_POST_ATTR, MAY_BLOCK | (slot.asId << 5), slot.id, startGfn, endGfn, attributes);
   const isPrivate = attributes != 0;
   const slotEnd = endGfnOf(slot);

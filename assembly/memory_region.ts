@@ -8,12 +8,14 @@ import {
   count,
   ctl,
   FORM_ATTR_FILTER,
+  FORM_GMEM_IN_PLACE,
   FORM_RFC_V4,
   FORM_TDX_V18,
   hasPrivateMem,
   VM_DEFAULT,
 } from './control';
 import { applyDirtyFlags, prepareDirtyBitmap } from './dirty_log';
+import { bindAttributes, unbindAttributes, wantBoundAttributes } from './gmem_attributes';
 import { gmemCheckBind } from './guest_memfd';
 import { MEMSLOT_BYTES, USER_MEM_SLOTS } from './layout';
 import { PRODUCER_SLOT } from './losses';
@@ -173,6 +175,7 @@ function createSlot(
 ): i32 {
   wantNothing();
   wantNewSlot(npages);
+  wantBoundAttributes(file, gmemPgoff, baseGfn, npages);
   if (!reserveWanted()) return STATUS_CAPACITY;
   trace(EV_SET_MEMSLOT, 0, KVM_MR_CREATE, 0);
   if (beyondMaxGfn(baseGfn, npages)) return -EINVAL;
@@ -187,6 +190,7 @@ function createSlot(
   slot.flags = flags;
   slot.used = 1;
   slot.gmem = file;
+  bindAttributes(slot);
   initMemslotMixed(slot);
   prepareDirtyBitmap(slot);
   linkSlot(slot);
@@ -209,6 +213,7 @@ function deleteSlot(slot: Memslot): i32 {
   invalidateSlot(slot);
   pausePoint(PAUSE_SLOT_INVALID);
   unlinkSlot(slot);
+  unbindAttributes(slot);
   freeSlotTrees(slot);
   freeSubtree(dirtyTree(slot), DIRTY_LEVEL);
   ctl.slotsPages -= slot.npages;
@@ -298,6 +303,7 @@ function selectSlotDelete(): u32 {
     case FORM_RFC_V4:
     case FORM_TDX_V18:
       return MAY_BLOCK | ONLY_PRIVATE | ONLY_SHARED;
+    case FORM_GMEM_IN_PLACE:
     case FORM_ATTR_FILTER:
       return MAY_BLOCK | KVM_FILTER_PRIVATE | KVM_FILTER_SHARED;
     default:

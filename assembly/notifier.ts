@@ -1,7 +1,7 @@
 // From hva ranges to gfn ranges, slot by slot: what the primary MMU tells KVM.
 // Mirrors: virt/kvm/kvm_main.c (__kvm_handle_hva_range, kvm_mmu_notifier_*)
 
-import { C_LOCK_SECTIONS, C_NOTIFIER_EVENTS, count, ctl, STALE_TREE } from './control';
+import { C_LOCK_SECTIONS, C_NOTIFIER_EVENTS, count, ctl, FORM_GMEM_IN_PLACE, STALE_TREE } from './control';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { PRODUCER_NOTIFIER } from './losses';
 import { BY_HVA, endHvaOf, Memslot, slotAtPlace, slotCount } from './memslots';
@@ -175,6 +175,8 @@ export function hostBackingGone(start: u64, end: u64): void {
       const slot = slotAtPlace(asId, BY_HVA, place);
       if (slot.hva >= end) break;
       if (!clampTo(slot, start, end)) continue;
+      // What guest_memfd backs has nothing of the host's behind it.
+      if (ctl.filterForm == FORM_GMEM_IN_PLACE && slot.gmem != 0) continue;
       if (!tdpMmuHasLeafs(root, rangeStart, rangeEnd)) continue;
       treeSet(STALE_TREE, 7, rangeStart, rangeEnd, 1, 1);
       ctl.staleRecords = 1;

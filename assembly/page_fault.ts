@@ -14,6 +14,7 @@ import {
   C_RETRIES_SLOT_INVALID,
   count,
   ctl,
+  FORM_GMEM_IN_PLACE,
   hasPrivateMem,
   PROFILE_6_16,
   STALE_TREE,
@@ -27,7 +28,15 @@ import { hostFault, hostLevel, hostRunPages, hostWritable } from './host_mm';
 import { mmuInvalidateRetryGfn, mmuInvalidateRetryGfnUnsafe } from './invalidate';
 import { allowedLevel } from './mapping_level';
 import { ATTRIBUTES_LEVEL, memIsPrivate } from './mem_attributes';
-import { endGfnOf, gfnToMemslot, MEM_LOG_DIRTY_PAGES, MEM_READONLY, Memslot, memslotAt } from './memslots';
+import {
+  endGfnOf,
+  gfnToMemslot,
+  MEM_GUEST_MEMFD,
+  MEM_LOG_DIRTY_PAGES,
+  MEM_READONLY,
+  Memslot,
+  memslotAt,
+} from './memslots';
 import { atEnd, atFlags, atLevel, atTag, LT, pagesOf, reserve, treeFlags, treeRunEnd, UNIFORM } from './page_table';
 import { sideHasRoom } from './side';
 import { ACCESSED, HOST_WRITABLE, KIND, MMU_WRITABLE, NX, PRESENT, WRITABLE } from './spte';
@@ -213,9 +222,9 @@ function faultinPfn(fault: Fault): i32 {
   if (mmuInvalidateRetryGfnUnsafe(fault.seq, gfn)) return countRetry(gfn);
   let limit = min(<u64>fault.limitPages, endGfnOf(slot) - gfn);
   if (limit > 1) limit = runLimit(fault, gfn, limit);
-  if (fault.isPrivate != 0) {
+  if (fault.isPrivate != 0 || (ctl.filterForm == FORM_GMEM_IN_PLACE && (slot.flags & MEM_GUEST_MEMFD) != 0)) {
     if (ctl.privateHugePages != 0) gmemAllocateHugeBlock(slot, gfn);
-    const error = gmemGetPfn(slot, gfn, limit);
+    const error = gmemGetPfn(slot, gfn, limit, fault.isPrivate != 0);
     if (error != 0) {
       fault.error = error;
       return RET_PF_MEMORY_FAULT;

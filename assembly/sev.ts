@@ -51,7 +51,7 @@ export function handleRmpFault(vcpuIndex: u32, gfn: u64): i32 {
   if (!memIsPrivate(gfn)) return ignored(RMP_FAULT_NOT_PRIVATE);
   const slot = gfnToMemslot(0, gfn);
   if (slot === null || (slot.flags & MEM_GUEST_MEMFD) == 0) return ignored(RMP_FAULT_NO_SLOT);
-  if (gmemGetPfn(slot, gfn, 1) != 0) return ignored(RMP_FAULT_NO_PAGE);
+  if (gmemGetPfn(slot, gfn, 1, true) != 0) return ignored(RMP_FAULT_NO_PAGE);
   const gmem = gmemAt(slot.gmem - 1);
   const page = gfn - slot.baseGfn + slot.gmemPgoff;
   const flags = rmpFlags(gmem, page);

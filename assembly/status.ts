@@ -15,6 +15,8 @@ export const EFAULT: i32 = 14;
 export const EBUSY: i32 = 16;
 export const EEXIST: i32 = 17;
 export const EINVAL: i32 = 22;
+export const ENODEV: i32 = 19;
+export const ENOTTY: i32 = 25;
 export const EOPNOTSUPP: i32 = 95;
 export const EHWPOISON: i32 = 133;
 

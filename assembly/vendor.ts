@@ -14,6 +14,7 @@
 import {
   ctl,
   FORM_ATTR_FILTER,
+  FORM_GMEM_IN_PLACE,
   FORM_GMEM_V13,
   FORM_RFC_V4,
   FORM_TDX_V18,
@@ -87,6 +88,7 @@ function tdxRootsOfRange(selector: u32, attributes: u64): u32 {
     case FORM_GMEM_V13:
       if (onlyPrivate) return ROOTS_MIRROR;
       return onlyShared ? ROOTS_DIRECT : ROOTS_BOTH;
+    case FORM_GMEM_IN_PLACE:
     case FORM_ATTR_FILTER: {
       // 0 selects nothing: the kernel warns.
       let roots: u32 = 0;

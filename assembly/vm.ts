@@ -121,6 +121,7 @@ export const OPTION_TRACK_BATCHED: u32 = 12;
 export const OPTION_ZERO_STEP_LOCAL_RETRY: u32 = 13;
 export const OPTION_PACKAGES: u32 = 14;
 export const OPTION_RMP_CHECKS: u32 = 20;
+export const OPTION_GMEM_FILTER_BY_TARGET: u32 = 21;
 export function vmSetOption(option: u32, value: u32): i32 {
   switch (option) {
     case OPTION_HUGEPAGE_GUARD:
@@ -146,6 +147,9 @@ export function vmSetOption(option: u32, value: u32): i32 {
       return 0;
     case OPTION_FAIL_RESERVATION:
       ctl.failReservation = value;
+      return 0;
+    case OPTION_GMEM_FILTER_BY_TARGET:
+      ctl.gmemFilterByTarget = value;
       return 0;
     case OPTION_RMP_CHECKS:
       ctl.rmpChecks = value;

@@ -50,7 +50,7 @@ const eventNames = new Map(
 const TAGS = ['EMPTY', 'LEAF', 'TABLE', 'LT', 'UNIFORM'];
 const SPTE_BITS = ['P', 'W', 'A', 'D', 'H', 'M', 'NX', 'K'];
 const HOST_BITS = ['present', 'writable', 'lazyfree', 'own', 'folio', 'ksm', 'unmapped', '?'];
-const GMEM_BITS = ['resident', 'written', '?', 'touched', 'poisoned', 'owned', 'folio', '?'];
+const GMEM_BITS = ['resident', 'written', 'pinned', 'touched', 'poisoned', 'owned', 'folio', 'mapped'];
 const RMP_BITS = ['assigned', '2M', 'o0', 'validated', 'o1', 'o2', 'o3', 'o4'];
 const SET_BITS = ['set', '?', '?', '?', '?', '?', '?', '?'];
 

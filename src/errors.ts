@@ -13,7 +13,9 @@ const ERRNO_NAMES: Readonly<Record<number, string>> = {
   14: 'EFAULT',
   16: 'EBUSY',
   17: 'EEXIST',
+  19: 'ENODEV',
   22: 'EINVAL',
+  25: 'ENOTTY',
   27: 'EFBIG',
   95: 'EOPNOTSUPP',
   133: 'EHWPOISON',
@@ -36,6 +38,8 @@ export class KvmError extends Error {
   override readonly name = 'KvmError';
   /** What KVM_PRE_FAULT_MEMORY left over, where the call has such a result. */
   left?: { gpa: bigint; size: bigint };
+  /** Where guestMemfd.setMemoryAttributes() met a folio with an elevated refcount, in bytes of the file. */
+  errorOffset?: bigint;
 
   /** The errno's name, such as 'EINVAL'. */
   readonly code: string;
@@ -99,6 +103,9 @@ const WHY: Readonly<Record<string, string>> = {
   EHWPOISON: 'the page is poisoned',
   EBUSY: 'the kernel would sleep until open notifier events have ended and begun faults are finished',
   EFBIG: 'beyond the largest file',
+  ENODEV: 'the file cannot be mapped: create it with flag MMAP (1)',
+  ENOTTY: 'there is no such ioctl under this filterForm',
+  EAGAIN: 'someone else holds a reference of the folio at errorOffset',
 };
 
 /** Throws the error of a negative status; returns any other. */

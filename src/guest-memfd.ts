@@ -54,6 +54,35 @@ export class GuestMemfd {
   }
 
   /**
+   * KVM_SET_MEMORY_ATTRIBUTES2 on the file: makes [offset, offset + size) bytes private (8) or shared (0), in place. Only
+   * under filterForm 'gmem-in-place'.
+   * @throws {KvmError} ENOTTY (another form); EINVAL (flags, unknown attributes, size 0, misaligned, beyond the file);
+   *   EAGAIN to private, if a folio has an elevated refcount: its place is `errorOffset`
+   */
+  setMemoryAttributes(args: { offset: U64; size: U64; attributes: U64; flags?: U64 }): void {
+    object(args, 'args');
+    this.#vm.gmemSetAttributes(this.fd, this.#serial, args);
+  }
+
+  /**
+   * The VMM touches [offset, offset + length) bytes through its mapping of the file.
+   * @throws {KvmError} ENODEV (not created with flag MMAP); EFAULT where a SIGBUS comes: beyond the file, or a private page
+   */
+  hostAccess(args: { offset: U64; length: U64 }): void {
+    object(args, 'args');
+    this.#vm.gmemHostAccess(this.fd, this.#serial, args.offset, args.length);
+  }
+
+  /** Someone else takes a reference of page `pageIndex`'s folio. @throws {KvmError} EINVAL beyond the file; ENOENT: not allocated */
+  elevateRefcount(pageIndex: number): void {
+    this.#vm.gmemPin(this.fd, this.#serial, integer(pageIndex, 'pageIndex', 0, 2 ** 52 - 1), true);
+  }
+  /** … and drops it. Errors as elevateRefcount(). */
+  dropRefcount(pageIndex: number): void {
+    this.#vm.gmemPin(this.fd, this.#serial, integer(pageIndex, 'pageIndex', 0, 2 ** 52 - 1), false);
+  }
+
+  /**
    * The RMP entry of page `pageIndex` of the file, on an SNP VM.
    * @throws {KvmError} EINVAL beyond the file or on another VM; EBADF (closed)
    */

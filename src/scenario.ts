@@ -77,6 +77,7 @@ export interface VmSection {
   /** A TD's own options: each as createVm()'s, or an expression. */
   td?: Record<string, Quantity | boolean>;
   rmpChecks?: boolean | string;
+  gmemInvalidateFilter?: string;
 }
 
 export interface MemorySection {

@@ -5,6 +5,7 @@ import {
   type CounterName,
   type EngineExports,
   GATE_CLOSE,
+  GATE_HOST,
   GATE_OPERATION,
   OPTIONS,
   PAUSE_BUDGET,
@@ -60,8 +61,9 @@ export const VM_TYPES = ['default', 'sw-protected', 'tdx', 'snp'] as const;
 export type VmType = (typeof VM_TYPES)[number];
 export const KERNELS = ['rfc-v4', 'linux-6.12', 'linux-6.16'] as const;
 export type KernelProfile = (typeof KERNELS)[number];
-export const FILTER_FORMS = ['none', 'rfc-v4', 'gmem-v13', 'tdx-v18', 'attr-filter'] as const;
+export const FILTER_FORMS = ['none', 'rfc-v4', 'gmem-v13', 'tdx-v18', 'attr-filter', 'gmem-in-place'] as const;
 export type FilterForm = (typeof FILTER_FORMS)[number];
+export const GMEM_FILTERS = ['by-target', 'by-content'] as const;
 
 export interface CreateVmOptions {
   /** Default 'default': a VM without private memory. */
@@ -97,6 +99,11 @@ export interface CreateVmOptions {
    * pvalidate() a private page before it touches it. Default false. The level is always met.
    */
   rmpChecks?: boolean;
+  /**
+   * filterForm 'gmem-in-place': what a conversion invalidates. 'by-target' (default): what the new attributes leave behind.
+   * 'by-content': what the range holds, so both mappings of a mixed range: the bug of July 2026.
+   */
+  gmemInvalidateFilter?: (typeof GMEM_FILTERS)[number];
   /** Capacity of the trace in 16-byte records; default 0: no trace. */
   traceRecords?: number;
   /** The engine, where the shipped file cannot be found. */
@@ -165,6 +172,8 @@ const METHOD_NAMES: Readonly<Record<string, string>> = {
   abiWriteNxHugePages: 'writeParameter',
   vmSetOption: 'writeParameter',
   abiRecoverNxHugePages: 'recoverNxHugePages',
+  abiGmemSetAttributes: 'setMemoryAttributes',
+  abiGmemHostAccess: 'hostAccess',
   abiPvalidate: 'pvalidate',
   abiRmpFault: 'rmpFault',
   pscBegin: 'pageStateChange',
@@ -208,10 +217,14 @@ function resolve(options: CreateVmOptions): ResolvedOptions {
   if (options.td !== undefined && options.type !== 'tdx') {
     throw new RangeError(`td is given, and type is ${String(options.type ?? 'default')}: it must be tdx`);
   }
+  const filterForm = oneOf(options.filterForm ?? OWN_FORM[kernel], 'filterForm', FILTER_FORMS);
+  if (filterForm === 'gmem-in-place' && kernel !== 'linux-6.16') {
+    throw new RangeError(`filterForm is "gmem-in-place", and kernel is "${kernel}": it must be "linux-6.16"`);
+  }
   return {
     type: oneOf(options.type ?? 'default', 'type', VM_TYPES),
     kernel,
-    filterForm: oneOf(options.filterForm ?? OWN_FORM[kernel], 'filterForm', FILTER_FORMS),
+    filterForm,
     memory,
     vcpus: integer(options.vcpus ?? 1, 'vcpus', 1, 4096),
     maxphyaddr: integer(options.maxphyaddr ?? 52, 'maxphyaddr', 36, 52),
@@ -224,6 +237,7 @@ function resolve(options: CreateVmOptions): ResolvedOptions {
     septVeDisable: flag(options.septVeDisable, 'septVeDisable', true),
     td: options.type === 'tdx' ? resolveTd(td) : undefined,
     rmpChecks: flag(options.rmpChecks, 'rmpChecks', false),
+    gmemInvalidateFilter: oneOf(options.gmemInvalidateFilter ?? 'by-target', 'gmemInvalidateFilter', GMEM_FILTERS),
     traceRecords: integer(options.traceRecords ?? 0, 'traceRecords', 0, 2 ** 27),
     debug: flag(options.debug, 'debug', false),
   };
@@ -384,6 +398,7 @@ export class Vm {
     exports.vmSetOption(OPTIONS.hugepageGuard, options.hugepageGuard ? 1 : 0);
     exports.vmSetOption(OPTIONS.septVeDisable, options.septVeDisable ? 1 : 0);
     exports.vmSetOption(OPTIONS.rmpChecks, options.rmpChecks ? 1 : 0);
+    exports.vmSetOption(OPTIONS.gmemFilterByTarget, options.gmemInvalidateFilter === 'by-target' ? 1 : 0);
     exports.vmSetOption(OPTIONS.quirkSlotZapAll, options.quirks.slotZapAll ? 1 : 0);
     exports.vmSetOption(OPTIONS.nxHugePages, options.nxHugePages ? 1 : 0);
     exports.vmSetOption(OPTIONS.eagerPageSplit, options.eagerPageSplit ? 1 : 0);
@@ -695,6 +710,41 @@ export class Vm {
     this.operate('abiGmemMemoryError', [fd, serial, pageIndex], GATE_CLOSE, (status) => {
       check(status, 'memoryError', { fd, pageIndex });
     });
+  }
+  /** @internal */
+  gmemSetAttributes(fd: number, serial: number, args: { offset: U64; size: U64; attributes: U64; flags?: U64 }): void {
+    const values = [
+      fd,
+      serial,
+      ...halvesOf(args.offset, 'offset'),
+      ...halvesOf(args.size, 'size'),
+      ...halvesOf(args.attributes, 'attributes'),
+      ...halvesOf(args.flags ?? 0, 'flags'),
+    ];
+    this.operate('abiGmemSetAttributes', values, GATE_OPERATION, (status) => {
+      if (status >= 0) return;
+      const error = errorOf(status, 'setMemoryAttributes', { fd, ...args });
+      if (error.code === 'EAGAIN') error.errorOffset = BigInt(this.result(0)) * 4096n;
+      throw error;
+    });
+  }
+  /** @internal */
+  gmemHostAccess(fd: number, serial: number, offset: U64, length: U64): void {
+    const values = [fd, serial, ...halvesOf(offset, 'offset'), ...halvesOf(length, 'length')];
+    this.operate('abiGmemHostAccess', values, GATE_HOST, (status) => {
+      check(status, 'hostAccess', { fd, offset, length });
+    });
+  }
+  /** @internal */
+  gmemPin(fd: number, serial: number, pageIndex: number, isPinned: boolean): void {
+    const method = isPinned ? 'elevateRefcount' : 'dropRefcount';
+    this.operate(
+      'abiGmemPin',
+      [fd, serial, pageIndex, isPinned ? 1 : 0],
+      GATE_HOST,
+      (status) => void check(status, method, { fd, pageIndex }),
+      method,
+    );
   }
   /** @internal */
   gmemRmp(fd: number, serial: number, pageIndex: number): RmpEntry {

@@ -12,6 +12,9 @@ export interface EngineExports {
   abiSetMemoryAttributes: Call;
   abiGmemCreate: Call;
   abiGmemFallocate: Call;
+  abiGmemHostAccess: Call;
+  abiGmemPin: Call;
+  abiGmemSetAttributes: Call;
   abiGmemMemoryError: Call;
   abiGmemRelease: Call;
   abiGetDirtyLogCheck: Call;
@@ -171,6 +174,7 @@ export const PAUSING_CALLS = [
   'abiDestroy',
   'abiPvalidate',
   'abiRmpFault',
+  'abiGmemSetAttributes',
 ] as const;
 export type PausingCall = (typeof PAUSING_CALLS)[number];
 
@@ -260,6 +264,7 @@ export const COUNTER_NAMES = [
   'rmp_faults_spurious',
   'rmp_faults_psmash',
   'pages_validated',
+  'gmem_host_pages_unmapped',
 ] as const;
 export type CounterName = (typeof COUNTER_NAMES)[number] | 'entries_visited';
 
@@ -298,4 +303,5 @@ export const OPTIONS = {
   zeroStepLocalRetry: 13,
   packages: 14,
   rmpChecks: 20,
+  gmemFilterByTarget: 21,
 } as const;

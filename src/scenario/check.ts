@@ -7,7 +7,7 @@ import { HOST_KINDS } from '../host-memory.ts';
 import type { ScenarioPath } from '../scenario.ts';
 import { PAGE_SIZES } from '../snp.ts';
 import { TRACK_POLICIES, ZAP_POLICIES } from '../tdx.ts';
-import { FILTER_FORMS, KERNELS, VM_TYPES } from '../vm.ts';
+import { FILTER_FORMS, GMEM_FILTERS, KERNELS, VM_TYPES } from '../vm.ts';
 import { CONSTANTS, describe } from './expression.ts';
 import { type Field, fieldFault, flag, number, optional, u64, word } from './fields.ts';
 import { METHODS, methodNamed } from './methods.ts';
@@ -49,6 +49,7 @@ export const VM_FIELDS: Readonly<Record<string, Field>> = {
     },
   }),
   rmpChecks: optional(flag),
+  gmemInvalidateFilter: optional(word(...GMEM_FILTERS)),
 };
 
 export const MEMORY_FIELDS: Readonly<Record<string, Field>> = {

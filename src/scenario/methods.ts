@@ -225,6 +225,13 @@ export const METHODS: Readonly<Record<string, Method>> = {
   punchHole: onGuestMemfd(BYTES, (fd, { offset, length }) => fd.punchHole(offset, length)),
   allocate: onGuestMemfd(BYTES, (fd, { offset, length }) => fd.allocate(offset, length)),
   memoryError: onGuestMemfd({ pageIndex: number }, (fd, { pageIndex }) => fd.memoryError(pageIndex)),
+  'guestMemfd.setMemoryAttributes': onGuestMemfd(
+    { offset: u64, size: u64, attributes: u64, flags: optional(u64) },
+    (fd, { guestMemfd: _, ...args }) => fd.setMemoryAttributes(args),
+  ),
+  hostAccess: onGuestMemfd(BYTES, (fd, { offset, length }) => fd.hostAccess({ offset, length })),
+  elevateRefcount: onGuestMemfd({ pageIndex: number }, (fd, { pageIndex }) => fd.elevateRefcount(pageIndex)),
+  dropRefcount: onGuestMemfd({ pageIndex: number }, (fd, { pageIndex }) => fd.dropRefcount(pageIndex)),
   close: onGuestMemfd({}, (fd) => fd.close()),
 
   run: onVcpu({}, (vcpu) => vcpu.run()),

@@ -222,6 +222,9 @@ const vmRows: Record<string, Bad[]> = {
   gmemFallocate: [],
   gmemMemoryError: [],
   gmemRmp: [],
+  gmemSetAttributes: [],
+  gmemHostAccess: [],
+  gmemPin: [],
   putIo: [],
   gmemClose: [],
   inspectSept: [],
@@ -685,6 +688,28 @@ const fileRows: Record<string, Bad[]> = {
   memoryError: [
     ...number('pageIndex', 0, GFN_LIMIT, ({ file }, value) => file.memoryError(value)),
     refused('beyond the file', 'EINVAL', ({ file }) => file.memoryError(256)),
+  ],
+  setMemoryAttributes: [
+    ...args('args', ({ file }, value) => file.setMemoryAttributes(value)),
+    ...u64('offset', ({ file }, value) => file.setMemoryAttributes({ offset: value, size: PAGE, attributes: 8 })),
+    ...u64('size', ({ file }, value) => file.setMemoryAttributes({ offset: 0, size: value, attributes: 8 })),
+    ...u64('attributes', ({ file }, value) => file.setMemoryAttributes({ offset: 0, size: PAGE, attributes: value })),
+    refused('another form', 'ENOTTY', ({ file }) => file.setMemoryAttributes({ offset: 0, size: PAGE, attributes: 8 })),
+  ],
+  hostAccess: [
+    ...args('args', ({ file }, value) => file.hostAccess(value)),
+    ...u64('offset', ({ file }, value) => file.hostAccess({ offset: value, length: PAGE })),
+    ...u64('length', ({ file }, value) => file.hostAccess({ offset: 0, length: value })),
+    refused('another form', 'ENODEV', ({ file }) => file.hostAccess({ offset: 0, length: PAGE })),
+  ],
+  elevateRefcount: [
+    ...number('pageIndex', 0, GFN_LIMIT - 1, ({ file }, value) => file.elevateRefcount(value)),
+    refused('beyond the file', 'EINVAL', ({ file }) => file.elevateRefcount(256)),
+    refused('not allocated', 'ENOENT', ({ file }) => file.elevateRefcount(200)),
+  ],
+  dropRefcount: [
+    ...number('pageIndex', 0, GFN_LIMIT - 1, ({ file }, value) => file.dropRefcount(value)),
+    refused('beyond the file', 'EINVAL', ({ file }) => file.dropRefcount(256)),
   ],
   rmp: [
     ...number('pageIndex', 0, GFN_LIMIT - 1, ({ file }, value) => file.rmp(value)),
