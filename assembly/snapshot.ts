@@ -80,17 +80,17 @@ export function snapshotRegion(index: u32): i32 {
     case 16:
       return region(SIDE_BASE, ctl.sideCount != 0 ? <usize>SIDE_CAPACITY * SIDE_BYTES : 0);
     case 17:
-      return region(RING_BASE, <usize>ctl.traceCount * TRACE_RECORD_BYTES);
-    case 18:
-      return region(<usize>ctl.stackBase0, <usize>ctl.stackCount0 * 4);
-    case 19:
-      return region(<usize>ctl.stackBase1, <usize>ctl.stackCount1 * 4);
-    case 20:
-      return region(<usize>ctl.stackBase2, <usize>ctl.stackCount2 * 4);
-    case 21:
-      return region(<usize>ctl.arenaBase, (<usize>ctl.arenaNext) << 6);
-    case 22:
       return region(LOSSES_BASE, <usize>ctl.lossCount * LOSS_BYTES);
+    case 18:
+      return region(RING_BASE, <usize>ctl.traceCount * TRACE_RECORD_BYTES);
+    case 19:
+      return region(<usize>ctl.stackBase0, <usize>ctl.stackCount0 * 4);
+    case 20:
+      return region(<usize>ctl.stackBase1, <usize>ctl.stackCount1 * 4);
+    case 21:
+      return region(<usize>ctl.stackBase2, <usize>ctl.stackCount2 * 4);
+    case 22:
+      return region(<usize>ctl.arenaBase, (<usize>ctl.arenaNext) << 6);
     default:
       return 0;
   }

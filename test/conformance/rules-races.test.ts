@@ -358,7 +358,8 @@ describe('a present leaf never changes its pfn', () => {
     vm.trace();
     expect(() => touch(vm)).toThrow(expect.objectContaining({ code: 'EIO' }));
     expect(vm.dead).toBe(true);
-    expect(vm.trace()).toEqual([]);
+    // The fault had prepared the page by then: the RMP is no page table.
+    expect(vm.trace().filter(({ name }) => name !== 'rmp_make_private')).toEqual([]);
     expect(vm.leafs()).toEqual(leafs);
     const { pages_4k, tables, gfns_zapped, remote_tlb_flush_requests } = vm.stats();
     expect({ pages_4k, tables, gfns_zapped, remote_tlb_flush_requests }).toEqual({
