@@ -337,6 +337,13 @@ export class Host {
     }
   }
 
+  /** free_pgtables(): a table of 4K entries goes once no area reaches into its 2M. */
+  private freeTables(start: number, end: number): void {
+    for (let at = down(start, HUGE); at < end; at += HUGE) {
+      if (this.parts(at, at + HUGE).length === 0 && this.pmds.get(at)?.kind === 'table') this.pmds.delete(at);
+    }
+  }
+
   munmap(start: number, end: number): void {
     // The split at the start stays where the one at the end fails.
     const first = this.parts(start, end)[0];
@@ -346,6 +353,7 @@ export class Host {
     if (this.parts(start, end).length > 0) this.event(start, end);
     this.drop(start, end);
     this.vmas = this.vmas.filter((vma) => vma.end <= start || vma.start >= end);
+    this.freeTables(start, end);
   }
 
   mremap(oldStart: number, npages: number, newStart: number): void {
