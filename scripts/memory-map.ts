@@ -226,7 +226,7 @@ for (let record = 0; record < u32(controlAt('traceCount')); record++) {
 }
 
 // Free blocks: what is left in them means nothing.
-const FREE_STACKS = 18;
+const FREE_STACKS = 19;
 for (let sizeClass = 0; sizeClass < layout.CLASS_COUNT!; sizeClass++) {
   const stack = used[FREE_STACKS + sizeClass]!;
   const blocks = [1, layout.QUAD_BLOCKS!, layout.UPPER_BLOCKS!][sizeClass]!;
@@ -317,13 +317,6 @@ function regionTable(): string {
       `${layout.LOSSES_MAX!.toLocaleString('en-US')} records of ${layout.LOSS_BYTES}`,
     ],
   ];
-  const lossRow: (typeof rows)[number] = [
-    'LOSSES',
-    'LOSSES_BASE',
-    layout.LOSSES_MAX! * layout.LOSS_BYTES!,
-    `${layout.LOSSES_MAX!.toLocaleString('en-US')} records of ${layout.LOSS_BYTES}`,
-  ];
-  rows.push(lossRow);
   const listed = new Set(rows.map(([, start]) => start));
   const missing = Object.keys(layout).filter(
     (name) => /_BASE$/.test(name) && name !== 'RING_BASE' && !listed.has(name),
@@ -362,11 +355,10 @@ const REGION_NAMES = [
   'PSC',
   'VMAS',
   'SIDE',
+  'LOSSES',
   'RING',
   'STACK of blocks of 1',
-  'STACK of blocks of 2',
   'STACK of blocks of 4',
-  'STACK of blocks of 8',
   'STACK of blocks of 128',
   'ARENA',
 ];
