@@ -109,7 +109,7 @@ export default async function growth({ quick, say }: BenchContext): Promise<Row[
 
 function largeVm(bytes: number): Vm {
   const vm = api.createVmSync({ memory: bytes });
-  const hva = 2 ** 46;
+  const hva = 2 ** 44;
   vm.host.mmap({ hva, length: bytes, kind: 'shmem' });
   vm.host.access({ hva, length: bytes, write: true });
   for (let slot = 0; slot * SLOT_BYTES < bytes; slot++) {
