@@ -146,6 +146,14 @@ function emitLeafTable(entryPtr: usize, base: u64, from: i32, to: i32): void {
   const planes = planesOf(entryPtr) & ~PRESENT;
   const gfn = base & ~keyBits;
   const head = spteHead(asId, mirror, 1, gfn);
+  if (planes == 0) {
+    const flags = uniformFlags | PRESENT;
+    if ((flags & need) != need) return;
+    const after = op == WALK_MODIFY ? codeOfFlags((flags & ~clear) | set) : SPTE_NONPRESENT;
+    const whole = head | ((<u64>codeOfFlags(flags)) << 16) | ((<u64>after) << 32);
+    traceAdvance(emitRuns(entryPtr, <u32>gfn, from, to, ptr, whole));
+    return;
+  }
   let before: u64 = 0;
   let runHead: u64 = 0;
   let runStart = 0;
@@ -191,6 +199,43 @@ function emitLeafTable(entryPtr: usize, base: u64, from: i32, to: i32): void {
     ptr += TRACE_RECORD_BYTES;
   }
   traceAdvance(ptr);
+}
+
+/** Writes a record, `head` in front, at `ptr` for each run of present keys of [from, to). Returns where the next one goes. */
+function emitRuns(entryPtr: usize, gfn: u32, from: i32, to: i32, ptr: usize, head: u64): usize {
+  // Where a run began that reaches the end of the words so far; -1: none does.
+  let open = -1;
+  for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
+    const base = word << 6;
+    let left = valueWord(entryPtr, 0, word) & wordMask(word, from, to);
+    if (open >= 0) {
+      if (~left == 0) continue;
+      const end = base + <i32>ctz(~left);
+      store<u64>(ptr, head);
+      store<u64>(ptr, <u64>(gfn + <u32>open) | ((<u64>(end - open)) << 32), 8);
+      ptr += TRACE_RECORD_BYTES;
+      open = -1;
+      left &= left + 1;
+    }
+    while (left != 0) {
+      const start = <i32>ctz(left);
+      // The lowest bit carries through its run, to the place behind it.
+      const carried = left + ((<u64>1) << (<u64>start));
+      if (carried == 0) {
+        open = base + start;
+        break;
+      }
+      const length = <i32>ctz(carried) - start;
+      store<u64>(ptr, head);
+      store<u64>(ptr, <u64>(gfn + <u32>(base + start)) | ((<u64>length) << 32), 8);
+      ptr += TRACE_RECORD_BYTES;
+      left = carried & (carried - 1);
+    }
+  }
+  if (open < 0) return ptr;
+  store<u64>(ptr, head);
+  store<u64>(ptr, <u64>(gfn + <u32>open) | ((<u64>(to - open)) << 32), 8);
+  return ptr + TRACE_RECORD_BYTES;
 }
 
 /** As emitLeafTable(), where the ring may be full in the middle: record by record, so that what is dropped is counted. */
