@@ -37,7 +37,7 @@ const counter = (label: string, name: string): Row => ({
   always: true,
 });
 
-/** Shown where a variant has any: calls of the TDX module, and what goes with them. */
+/** Shown where a variant has any: calls of the TDX module, updates of SNP's RMP. */
 const call = (name: string): Row => ({ label: name, value: ({ counters }) => counters[name] ?? 0 });
 
 const loss = (label: string, name: keyof Losses): Row => ({
@@ -67,6 +67,12 @@ const ROWS: Row[] = [
   call('TDH.MEM.PAGE.REMOVE'),
   call('TDH.PHYMEM.PAGE.WBINVD'),
   call('TDH.PHYMEM.PAGE.RECLAIM'),
+  call('rmp_updates_private_4k'),
+  call('rmp_updates_private_2m'),
+  call('rmp_updates_shared_4k'),
+  call('rmp_updates_shared_2m'),
+  call('PSMASH'),
+  call('rmp_faults_psmash'),
   counter('entries visited', 'entries_visited'),
 ];
 
@@ -79,6 +85,7 @@ const LEGEND: [string, string][] = [
   ['pages to accept again', 'pages the guest had accepted and must accept anew before it can use them.'],
   ['stale shared leaves', 'shared mappings of memory that is private now; they stay until guest_memfd is dealt with.'],
   ['TDH.*', 'calls of the TDX module by KVM; kicks: broadcasts that take all vCPUs out of the guest.'],
+  ['rmp_*', "updates of SNP's RMP, and its faults; PSMASH: a 2M entry of the RMP split into 512 of 4K."],
   ['entries visited', 'page-table entries KVM reads on the way.'],
 ];
 
