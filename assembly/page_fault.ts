@@ -221,6 +221,10 @@ function faultinPfn(fault: Fault): i32 {
   }
   if (mmuInvalidateRetryGfnUnsafe(fault.seq, gfn)) return countRetry(gfn);
   let limit = min(<u64>fault.limitPages, endGfnOf(slot) - gfn);
+  // Where a call may fail each page is asked for by itself.
+  if (limit > 1 && fault.isPrivate != 0 && ctl.vmType == VM_TDX && !septQuiet()) limit = 1;
+  // Each block of 2M is taken whole by its own first fault.
+  if (fault.isPrivate != 0 && ctl.privateHugePages != 0) limit = min(limit, 512 - (gfn & 511));
   if (limit > 1) limit = runLimit(fault, gfn, limit);
   if (fault.isPrivate != 0 || (ctl.filterForm == FORM_GMEM_IN_PLACE && (slot.flags & MEM_GUEST_MEMFD) != 0)) {
     if (ctl.privateHugePages != 0) gmemAllocateHugeBlock(slot, gfn);
@@ -436,7 +440,7 @@ function installMirror(fault: Fault, slot: Memslot, root: Root, stepwise: bool):
     return RET_PF_FROZEN;
   }
   const result = setMirror(fault, slot, root);
-  if (result == RET_PF_FIXED) extendMirror(fault, slot, root, goal);
+  if (result == RET_PF_FIXED) extendMirror(fault, root, goal);
   return result;
 }
 
@@ -449,39 +453,27 @@ function setMirror(fault: Fault, slot: Memslot, root: Root): i32 {
   return status == TDX_SUCCESS ? RET_PF_FIXED : RET_PF_BUG;
 }
 
-/** As extendRun(), in a mirror root: the pages of the run behind the first leaf. */
-function extendMirror(fault: Fault, slot: Memslot, root: Root, goal: i32): void {
+/** As extendRun(), in a mirror root: the 4K pages of the run behind the first. */
+function extendMirror(fault: Fault, root: Root, goal: i32): void {
   const gfn = fault.gfn;
   const pages = pagesOf(goal);
   const first = (gfn & ~(pages - 1)) + pages;
   let limit = gfn + min(fault.runPages, <u64>fault.limitPages);
   fault.runPages = first - gfn;
-  if (!septQuiet()) return;
+  // Of an accept of 2M only the first page was asked for: the guest goes down to 4K next.
+  if (goal > 1 || fault.acceptLevel == 2 || !septQuiet()) return;
   // A trace lists a table's link before its leaves; while a TD is built, only linked tables can take a page.
-  const tablePages = pages * 512;
-  if (ctl.traceOn != 0 || ctl.tdState == TD_BUILD) limit = min(limit, (gfn & ~(tablePages - 1)) + tablePages);
+  if (ctl.traceOn != 0 || ctl.tdState == TD_BUILD) limit = min(limit, (gfn | 511) + 1);
   let end = first;
   while (end < limit) {
     tdpMmuWalk(root, end);
-    if ((atFlags & PRESENT) != 0) break;
-    if (goal == 1) {
-      // Of an accept of 2M only the first page was asked for: the guest goes down to 4K next.
-      if (fault.acceptLevel == 2) break;
-      if (ctl.privateHugePages != 0 && (end & 511) == 0 && fault.acceptLevel != 1 && ctl.tdState != TD_BUILD) break;
-      if (ctl.sideCount != 0 && sideIn(root, end, min(limit, atEnd))) break;
-      end = ctl.privateHugePages != 0 ? min(limit, min(atEnd, (end | 511) + 1)) : min(limit, atEnd);
-    } else {
-      if (atLevel < 2 || end + pages > limit || !privateHugeAt(slot, end) || tdpMmuIsFrozen(root, end)) break;
-      end += pages;
-    }
+    if ((atFlags & PRESENT) != 0 || (ctl.sideCount != 0 && sideIn(root, end, min(limit, atEnd)))) break;
+    end = min(limit, atEnd);
   }
   if (end <= first) return;
   if (ctl.tdState == TD_BUILD) ctl.premapped += end - first;
-  else tdxSeptSetRun(first, end, goal);
-  tdpMmuMapRun(root, first, end, goal, 0, fault.newFlags);
-  if (fault.acceptLevel == 1 && ctl.privateHugePages != 0) {
-    for (let region = (first + 511) & ~511; region < end; region += 512) tdxGuestInhibit(region);
-  }
+  else tdxSeptSetRun(first, end, 1);
+  tdpMmuMapRun(root, first, end, 1, 0, fault.newFlags);
   fault.runPages = end - gfn;
 }
 

@@ -37,6 +37,7 @@ import {
   atLevel,
   pagesOf,
   treeAt,
+  treeCount,
   treeFlags,
   treeModify,
   treeRunEnd,
@@ -127,10 +128,11 @@ function modifyPages(startGfn: u64, endGfn: u64, clear: u32, set: u32): void {
 }
 
 /** Whether the PAMT says that a page behind [gfn, gfn + pages) belongs to the TD already. */
-function pageOwned(slot: Memslot, gfn: u64): bool {
+function pageOwned(slot: Memslot, gfn: u64, pages: u64): bool {
   if (slot.gmem == 0) return false;
-  const page = gfn - slot.baseGfn + slot.gmemPgoff;
-  return (treeFlags(pagesTree(gmemAt(slot.gmem - 1)), PAGES_LEVEL, page) & PAGE_OWNED) != 0;
+  const first = gfn - slot.baseGfn + slot.gmemPgoff;
+  const end = min(first + pages, slot.gmemPgoff + slot.npages);
+  return treeCount(pagesTree(gmemAt(slot.gmem - 1)), PAGES_LEVEL, first, end, PAGE_RESIDENT | PAGE_OWNED) != 0;
 }
 
 /** Accepted pages hold the zeroes that the guest asked for: content, until they are removed. */
@@ -232,7 +234,7 @@ export function tdxSeptSet(slot: Memslot, gfn: u64, level: i32): u32 {
     ctl.premapped++;
     return TDX_SUCCESS;
   }
-  const status = settled(tdhMemPageAug(gfn, level, pageOwned(slot, gfn)));
+  const status = settled(tdhMemPageAug(gfn, level, pageOwned(slot, gfn, pagesOf(level))));
   if (status == TDX_SUCCESS) modifyPages(gfn, gfn + pagesOf(level), 0, PAGE_OWNED);
   return status;
 }
@@ -252,7 +254,7 @@ export function tdxSeptSetRun(startGfn: u64, endGfn: u64, level: i32): void {
 
 /** PAGE.ADD of a page that is premapped. Mirrors: tdx_gmem_post_populate() */
 export function tdxPageAdd(slot: Memslot, gfn: u64): u32 {
-  const status = tdhMemPageAdd(gfn, 1, pageOwned(slot, gfn));
+  const status = tdhMemPageAdd(gfn, 1, pageOwned(slot, gfn, 1));
   if (status != TDX_SUCCESS) return status;
   ctl.premapped--;
   modifyPages(gfn, gfn + 1, 0, PAGE_OWNED | PAGE_WRITTEN | PAGE_TOUCHED);
@@ -593,7 +595,7 @@ function callDirectly(leaf: u32, gfn: u64, level: i32): u32 {
   if (leaf == PAGE_PROMOTE) return tdhMemPagePromote(gfn, level);
   if (leaf == PAGE_ADD || leaf == PAGE_AUG) {
     const slot = gfnToMemslot(0, gfn);
-    const owned = slot !== null && pageOwned(slot, gfn);
+    const owned = slot !== null && pageOwned(slot, gfn, pages);
     status = leaf == PAGE_ADD ? tdhMemPageAdd(gfn, level, owned) : tdhMemPageAug(gfn, level, owned);
     if (status == TDX_SUCCESS) modifyPages(gfn, gfn + pages, 0, PAGE_OWNED);
     return status;

@@ -24,7 +24,7 @@ import {
   ZAP_WHOLE_LEAF,
 } from './control';
 import { Gmem } from './gmems';
-import { PRODUCER_GMEM_RELEASE } from './losses';
+import { PRODUCER_GMEM_RELEASE, PRODUCER_SLOT } from './losses';
 import { Memslot } from './memslots';
 import { atEnd, atFlags, atLevel } from './page_table';
 import { rmpForget, rmpHasRoom, rmpInvalidate, rmpLevel, rmpPrepare, rmpRunEnd, wantRmp } from './rmp';
@@ -115,8 +115,9 @@ export function vendorZapsForAttributes(): bool {
  */
 export function vendorSplitForZap(startGfn: u64, endGfn: u64, roots: u32): bool {
   if (ctl.privateHugePages == 0 || ctl.zapPolicy == ZAP_WHOLE_LEAF || (roots & ROOTS_MIRROR) == 0) return true;
-  // A file that is closed leaves nothing behind; without its key a TD's pages are reclaimed as they are.
-  if (ctl.producer == PRODUCER_GMEM_RELEASE || ctl.tdState == TD_TEARDOWN) return true;
+  // A file that is closed and a slot that goes leave nothing behind; without its key a TD's pages are reclaimed as they are.
+  if (ctl.producer == PRODUCER_GMEM_RELEASE || ctl.producer == PRODUCER_SLOT) return true;
+  if (ctl.tdState == TD_TEARDOWN) return true;
   const root = findRoot(ROOT_MIRROR, 0);
   if (root === null) return true;
   if (ctl.zapPolicy == ZAP_SPLIT_BOUNDARY) {
