@@ -28,7 +28,7 @@ export const LEAF_NAMES = [
 export type LeafName = (typeof LEAF_NAMES)[number];
 /** Those that seamcall() makes: the calls on S-EPT entries, and the guest's ACCEPT. */
 export type CallableLeaf = Extract<LeafName, `TDH.MEM.${string}` | 'TDG.MEM.PAGE.ACCEPT'>;
-const CALLABLE = LEAF_NAMES.slice(0, 9) as readonly CallableLeaf[];
+export const CALLABLE_LEAFS = LEAF_NAMES.slice(0, 9) as readonly CallableLeaf[];
 
 /** Completion statuses in the engine's order, by the names of the TDX module. EPT_VIOLATION is an ACCEPT's TD exit. */
 export const STATUS_NAMES = [
@@ -143,7 +143,7 @@ export class TdxModule {
    * @throws {KvmError} EINVAL on a VM that is no TD
    */
   seamcall(leaf: CallableLeaf, args: { gpa?: U64; level?: number } = {}): TdxStatus {
-    const index = CALLABLE.indexOf(oneOf(leaf, 'leaf', CALLABLE));
+    const index = CALLABLE_LEAFS.indexOf(oneOf(leaf, 'leaf', CALLABLE_LEAFS));
     object(args, 'args');
     const gfn = gfnOf(args.gpa ?? 0, 'gpa');
     const level = integer(args.level ?? 1, 'level', 1, 5);

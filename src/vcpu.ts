@@ -59,11 +59,12 @@ export interface MapGpaExit {
 }
 /** How a MapGPA ended, and the exits to userspace that it took. */
 export interface MapGpaResult {
-  status: (typeof MAP_GPA_STATUSES)[number] | 'RETRY';
+  status: (typeof MAP_GPA_RESULTS)[number];
   r11?: bigint;
   exits: MapGpaExit[];
 }
 const MAP_GPA_STATUSES = ['SUCCESS', 'INVALID_OPERAND', 'ALIGN_ERROR', 'SUBFUNC_UNSUPPORTED'] as const;
+export const MAP_GPA_RESULTS = [...MAP_GPA_STATUSES, 'RETRY'] as const;
 /** TDX_MAP_GPA_MAX_LEN. */
 const MAP_GPA_CHUNK = 2n * 1024n * 1024n;
 

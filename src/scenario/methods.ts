@@ -14,7 +14,8 @@ import {
   PVALIDATE_REASONS,
   RMP_FAULT_OUTCOMES,
 } from '../snp.ts';
-import type { Vcpu } from '../vcpu.ts';
+import { CALLABLE_LEAFS, LEAF_NAMES, STATUS_NAMES } from '../tdx.ts';
+import { MAP_GPA_RESULTS, type Vcpu } from '../vcpu.ts';
 import type { Vm } from '../vm.ts';
 import { type Field, flag, number, optional, u64, word } from './fields.ts';
 
@@ -275,6 +276,34 @@ export const METHODS: Readonly<Record<string, Method>> = {
   setInGuest: onVcpu({ inGuest: flag }, (vcpu, { inGuest }) => vcpu.setInGuest(inGuest)),
   enterSmm: onVcpu({}, (vcpu) => vcpu.enterSmm()),
   leaveSmm: onVcpu({}, (vcpu) => vcpu.leaveSmm()),
+
+  beginAccept: onVcpu({ gpa: u64, level: optional(number) }, (vcpu, args) => vcpu.beginAccept(args)),
+  finishAccept: onVcpu({}, (vcpu) => vcpu.finishAccept(), word(...STATUS_NAMES)),
+  beginEnter: onVcpu({}, (vcpu) => vcpu.beginEnter(), flag),
+  finishEnter: onVcpu({}, (vcpu) => vcpu.finishEnter()),
+  mapGpa: {
+    ...onVcpu(
+      { gpa: u64, size: u64, interruptAfter: optional(number) },
+      (vcpu, args) => vcpu.mapGpa(args).status,
+      word(...MAP_GPA_RESULTS),
+    ),
+    endsWell: 'SUCCESS',
+  },
+  initMemRegion: onVcpu(
+    { gpa: u64, pages: u64, source: optional(u64), measure: optional(flag), signalAfter: optional(number) },
+    (vcpu, args) => vcpu.initMemRegion(args),
+  ),
+  finalize: onVm({}, (vm) => vm.tdx.finalize()),
+  terminate: onVm({}, (vm) => vm.tdx.terminate()),
+  seamcall: onVm(
+    { leaf: word(...CALLABLE_LEAFS), gpa: optional(u64), level: optional(number) },
+    (vm, { leaf, ...args }) => vm.tdx.seamcall(leaf, args),
+    word(...STATUS_NAMES),
+  ),
+  injectStatus: onVm(
+    { leaf: word(...LEAF_NAMES), status: word(...STATUS_NAMES), skip: optional(number), times: optional(number) },
+    (vm, args) => vm.tdx.injectStatus(args),
+  ),
 
   mmap: onHost({ kind: word(...HOST_KINDS), ...AREA, prot: optional(number) }, (host, args) => host.mmap(args)),
   munmap: onHost(AREA, (host, args) => host.munmap(args)),
