@@ -60,6 +60,15 @@ describe('data goes to standard output, all else to standard error', () => {
     expect(stderr).toMatch(/^simulated in /);
   });
 
+  // 1 GiB is 262,144 pages: each is blocked, tracked, kicked for, removed and written back by itself.
+  test('run td-to-shared of 1 GiB with 8 vCPUs inside counts 262,144 of each call', () => {
+    const args = ['run', 'td-to-shared', '--set', 'size=1GiB', '--set', 'vcpus=8', '--json'];
+    const { status, stdout } = eptsim(args);
+    expect(status).toBe(0);
+    const [{ counters }] = JSON.parse(stdout).variants;
+    const calls = ['TDH.MEM.RANGE.BLOCK', 'TDH.MEM.TRACK', 'TDH.MEM.PAGE.REMOVE', 'TDH.PHYMEM.PAGE.WBINVD'];
+    expect([...calls, 'kicks'].map((name) => counters[name])).toEqual([1, 2, 3, 4, 5].map(() => 262_144));
+  });
   test('run --json prints one object with the same counts, and no time', () => {
     const { status, stdout, stderr } = eptsim([...FAST, '--json']);
     expect(status).toBe(0);
