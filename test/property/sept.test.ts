@@ -354,12 +354,16 @@ describe.each([
     ['guest and VMM', [...guest, ...vmm], false],
     ['guest, VMM and a module that fails', [...guest, ...vmm, ...guest, ...vmm, ...busy, ...busy], false],
     ['guest, VMM, and calls past KVM', [...guest, ...vmm, ...module, ...module, ...module, ...busy], true],
-  ])('%s: the engine and the plain model agree after each operation', (_kind, commands) => {
-    fc.assert(
-      fc.property(configs, fc.array(fc.oneof(...commands), { minLength: 4, maxLength: 14 }), (config, list) => {
-        play({ ...config, hugePages }, list);
-      }),
-      { numRuns: Math.ceil(RUNS / 6), ...SEED },
-    );
-  });
+  ])(
+    '%s: the engine and the plain model agree after each operation',
+    (_kind, commands) => {
+      fc.assert(
+        fc.property(configs, fc.array(fc.oneof(...commands), { minLength: 4, maxLength: 14 }), (config, list) => {
+          play({ ...config, hugePages }, list);
+        }),
+        { numRuns: Math.ceil(RUNS / 6), ...SEED },
+      );
+    },
+    300_000,
+  );
 });
