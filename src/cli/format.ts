@@ -124,7 +124,11 @@ const LOSSES_SHOWN = 4;
 /** What a variant lost although no request asked for it, a line a range: where, how much, by whom and with which filter. */
 function lossLines(variant: string, losses: readonly Loss[]): string[] {
   const lines = losses.slice(0, LOSSES_SHOWN).map(({ kind, root, start, end, producer, filter }) => {
-    const what = kind === 'content' ? 'pages of private content' : `gfns zapped beyond the range (${root})`;
+    const one = end - start === 1;
+    const what =
+      kind === 'content'
+        ? `${one ? 'page' : 'pages'} of private content`
+        : `${one ? 'gfn' : 'gfns'} zapped beyond the range (${root})`;
     const flags = [filter.onlyPrivate ? 'only_private' : '', filter.onlyShared ? 'only_shared' : ''].filter(Boolean);
     const said = flags.length > 0 ? flags.join(', ') : `attributes ${filter.attributes}`;
     const range = `[0x${start.toString(16)}, 0x${end.toString(16)})`;
