@@ -1181,6 +1181,27 @@ describe('a TD is bytes like any VM', () => {
     expect(pieces.stats()).toEqual(whole.stats());
     expect([septOf(pieces), pieces.check()]).toEqual([septOf(whole), []]);
   });
+  test('in what memory is left a zap leaf by leaf is refused whole, or goes through', () => {
+    const vm = makeTd(8192, 0, { vcpus: 2 });
+    accept(vm, 3, 4000);
+    mapPending(vm, 4000, 5000);
+    // Every other page of one region is written: planes in the file's tables.
+    vm.vcpus[0].access({ gpa: 1025 * PAGE, kind: 'write', count: 200, stride: 2 * PAGE });
+    vm.vcpus[1].beginAccept({ gpa: 4100 * PAGE });
+    vm.tdx.injectStatus({ leaf: 'TDH.MEM.PAGE.PROMOTE', status: 'TDX_OPERAND_BUSY' });
+    const base = vm.snapshot();
+    const ends = new Set<string>();
+    for (let spare = 0; spare <= 8000; spare += spare < 60 ? 3 : 397) {
+      vm.restore(base);
+      vm.spareBlocks(spare);
+      const before = vm.snapshot();
+      const code = codeOf(() => set(vm, 5, 4900, 0));
+      ends.add(code);
+      if (code === 'none') expect([septOf(vm).length, vm.check()]).toEqual([2, []]);
+      else expect(Buffer.compare(vm.snapshot(), before), `${spare} blocks`).toBe(0);
+    }
+    expect([...ends].sort()).toEqual(['ENOMEM', 'none']);
+  });
   test('a refused reservation changes nothing, in every call of the module and of the guest', () => {
     const vm = busyTd();
     const base = vm.snapshot();
