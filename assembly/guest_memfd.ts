@@ -473,13 +473,18 @@ export function gmemHasHugeBlock(slot: Memslot, gfn: u64): bool {
   return treeCount(tree, PAGES_LEVEL, blockStart, end, PAGE_RESIDENT | PAGE_POISONED) == 0;
 }
 
-/** Allocates the whole 2M block of the file behind `gfn` if none of it is allocated yet. Requires: reserveFault(). */
-export function gmemAllocateHugeBlock(slot: Memslot, gfn: u64): void {
-  if (!hugeBlockOf(slot, gfn)) return;
+/**
+ * Allocates the whole 2M block of the file behind `gfn` if none of it is allocated yet. Returns false if a part of it is:
+ * its pages come one by one. Requires: reserveFault().
+ */
+export function gmemAllocateHugeBlock(slot: Memslot, gfn: u64): bool {
+  if (!hugeBlockOf(slot, gfn)) return true;
   const tree = pagesTree(gmemAt(slot.gmem - 1));
-  if (treeCount(tree, PAGES_LEVEL, blockStart, blockStart + 512, PAGE_RESIDENT) != 0) return;
+  const resident = treeCount(tree, PAGES_LEVEL, blockStart, blockStart + 512, PAGE_RESIDENT);
+  if (resident != 0) return resident == 512;
   treeSet(tree, PAGES_LEVEL, blockStart, blockStart + 512, 1, PAGE_RESIDENT);
   count(C_GMEM_PAGES_ALLOCATED, 512);
+  return true;
 }
 
 /** The guest put content into private pages of `slot`. Requires: reserveFault(). */

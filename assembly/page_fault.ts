@@ -227,7 +227,7 @@ function faultinPfn(fault: Fault): i32 {
   if (fault.isPrivate != 0 && ctl.privateHugePages != 0) limit = min(limit, 512 - (gfn & 511));
   if (limit > 1) limit = runLimit(fault, gfn, limit);
   if (fault.isPrivate != 0 || (ctl.filterForm == FORM_GMEM_IN_PLACE && (slot.flags & MEM_GUEST_MEMFD) != 0)) {
-    if (ctl.privateHugePages != 0) gmemAllocateHugeBlock(slot, gfn);
+    if (ctl.privateHugePages != 0 && !gmemAllocateHugeBlock(slot, gfn)) limit = 1;
     const error = gmemGetPfn(slot, gfn, limit, fault.isPrivate != 0);
     if (error != 0) {
       fault.error = error;

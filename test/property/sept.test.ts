@@ -219,7 +219,11 @@ class Pair {
         return model.convert(start, end, command.toPrivate);
       case 'mapGpa':
         if (model.state === 'build') throw new Refused('EINVAL');
-        for (let gfn = start; gfn < end; gfn += 512) model.convert(gfn, Math.min(gfn + 512, end), command.toPrivate);
+        for (let gfn = start; gfn < end; gfn += 512) {
+          // Each chunk is an ioctl of its own.
+          if (model.dead) throw new Refused('EIO');
+          model.convert(gfn, Math.min(gfn + 512, end), command.toPrivate);
+        }
         return 'SUCCESS';
       case 'punch':
         return model.punch(start, end);
