@@ -14,6 +14,7 @@ import {
   hasPrivateMem,
   SEPT_TREE,
   VM_SNP,
+  VM_SW_PROTECTED,
   VM_TDX,
 } from './control';
 import { markPageDirty } from './dirty_log';
@@ -211,6 +212,12 @@ function mmioStage(vcpu: Vcpu, root: Root, gfn: u64): i32 {
   return MMIO_EXIT;
 }
 
+/** Whether an access of `privateMode` is of the kind that the attribute says. Mirrors: page_fault_can_be_fast() */
+function isAsAttribute(privateMode: u32, gfn: u64): bool {
+  if (!hasPrivateMem() || privateMode == 2 || ctl.vmType == VM_SW_PROTECTED) return true;
+  return (privateMode != 0) == memIsPrivate(gfn);
+}
+
 /** A write on a present leaf that may become writable without mmu_lock. Mirrors: fast_page_fault() */
 function fastPageFault(vcpu: Vcpu, root: Root, gfn: u64, flags: u32, level: i32): bool {
   if ((flags & MMU_WRITABLE) == 0) return false;
@@ -299,7 +306,8 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
         if (stale == MMIO_EXIT) return exitWith(EXIT_MMIO, 0, 0);
       }
       count(C_PF_TAKEN, 1);
-      if (present && access == ACCESS_WRITE && fastPageFault(vcpu, root, gfn, flags, level)) {
+      const mayBeFast = present && access == ACCESS_WRITE && isAsAttribute(privateMode, gfn);
+      if (mayBeFast && fastPageFault(vcpu, root, gfn, flags, level)) {
         count(C_PF_FIXED, 1);
         continue;
       }

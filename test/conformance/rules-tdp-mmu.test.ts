@@ -379,6 +379,24 @@ describe('faults', () => {
     expectTrace(vm, []);
   });
 
+  // arch/x86/kvm/mmu/mmu.c: page_fault_can_be_fast()
+  test('R-MMU-8 a private write over a write-protected shared leaf exits too: it is not for the fast path', () => {
+    const vm = makeVm({ type: 'snp', slots: [{ startGfn: 0, npages: 16 }] });
+    vm.vcpus[0].access({ gpa: 3 * PAGE, kind: 'write', private: false });
+    const region = { slot: 0, guestPhysAddr: 0, memorySize: 16 * PAGE, userspaceAddr: hvaOfSlot(0) };
+    vm.setUserMemoryRegion({ ...region, flags: 1 });
+    expect(vm.leafs()).toMatchObject([{ gfn: 3, spte: { writable: false, mmuWritable: true } }]);
+    const touch = (isPrivate: boolean) => {
+      let reason = '';
+      const moved = countersMoved(vm, () => {
+        reason = vm.vcpus[0].access({ gpa: 3 * PAGE, kind: 'write', private: isPrivate }).reason;
+      });
+      return [reason, moved.pf_fast ?? 0];
+    };
+    expect(touch(true)).toEqual(['memory_fault', 0]);
+    expect(touch(false)).toEqual(['done', 1]);
+  });
+
   // arch/x86/kvm/mmu/mmu.c: kvm_handle_noslot_fault()
   test.each<VmType>(['tdx', 'snp', 'sw-protected'])(
     'R-MMU-9 a private access without a slot exits with MEMORY_FAULT and EFAULT, never MMIO (%s)',
