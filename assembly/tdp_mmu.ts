@@ -91,7 +91,7 @@ import {
   walkFor,
   walkPiece,
 } from './tdp_iter';
-import { tdxFreeTables, tdxRunEnd, tdxZapped, tdxZapsPiecewise, wantTdxZap } from './tdx';
+import { tdxFreeTables, tdxMayDisagree, tdxRunEnd, tdxZapped, tdxZapsPiecewise, wantTdxZap } from './tdx';
 import { flushRemoteTlbs, flushRemoteTlbsRange } from './tlb';
 import {
   codeOfFlags,
@@ -322,8 +322,9 @@ function walkAtOnce(
   if (startGfn >= stop) return flush;
   let changed: bool;
   if (root.kind == ROOT_MIRROR && isZap(walkOp)) {
-    changed = zapMirror(root, startGfn, stop, walkOp, lowest, sharedMode, false);
-    if (changed && leafsKept) tdxZapped(startGfn, stop, 0);
+    const batched = tracksInBatch();
+    changed = zapMirror(root, startGfn, stop, walkOp, lowest, sharedMode, false, batched);
+    if (changed && batched) tdxZapped(startGfn, stop, 0);
   } else {
     walkFor(walkOp, need, clear, 0, lowest, indexOf(root), root.asId, root.kind, bits, sharedMode);
     walkPiece(entryOf(root), rootEntryLevel(), startGfn | bits, stop + bits, false);
@@ -341,11 +342,10 @@ function isZap(walkOp: u32): bool {
 }
 
 /**
- * Zaps [startGfn, endGfn) of a mirror root, and in the S-EPT beneath, unless TRACK is batched (`leafsKept`): one run of
- * leaves alike after the other where a trace shall show which call follows which change, or the trees may disagree.
+ * Zaps [startGfn, endGfn) of a mirror root, and in the S-EPT beneath unless the caller does it for a `batched` walk: one run
+ * of leaves alike after the other where a trace shall show which call follows which change, or the trees may disagree.
  * Returns whether anything changed.
  */
-let leafsKept: bool = false;
 function zapMirror(
   root: Root,
   startGfn: u64,
@@ -354,9 +354,9 @@ function zapMirror(
   lowest: i32,
   sharedMode: bool,
   isResumed: bool,
+  batched: bool,
 ): bool {
-  const diverged = ctl.septDiverged != 0;
-  const batched = ctl.trackBatched != 0 && !diverged;
+  const diverged = tdxMayDisagree();
   const byRun = diverged || (ctl.traceOn != 0 && !batched);
   let changed = false;
   let at = startGfn;
@@ -376,8 +376,12 @@ function zapMirror(
     }
     at = end;
   }
-  leafsKept = batched && changed;
   return changed;
+}
+
+/** Whether what a walk zaps goes from the S-EPT at its end, with one TRACK. */
+function tracksInBatch(): bool {
+  return ctl.trackBatched != 0 && !tdxMayDisagree();
 }
 
 /** As walkAtOnce(), in pieces where a budget or an injected yield asks for them. */
@@ -457,8 +461,9 @@ function walkInPieces(
     if (end > at) {
       let changed: bool;
       if (mirrored) {
-        changed = zapMirror(root, at, end, walkOp, lowest, sharedMode, resumed);
-        if (leafsKept) batchHits++;
+        const batched = tracksInBatch();
+        changed = zapMirror(root, at, end, walkOp, lowest, sharedMode, resumed, batched);
+        if (changed && batched) batchHits++;
       } else {
         walkPiece(entry, level, at, end, resumed);
         changed = settle(root, walkOp);

@@ -30,7 +30,7 @@ import {
 } from './control';
 import { gmemAt, PAGE_OWNED, PAGE_RESIDENT, PAGE_TOUCHED, PAGE_WRITTEN, PAGES_LEVEL, pagesTree } from './gmems';
 import { lossOfContent, lossPossible } from './losses';
-import { endGfnOf, gfnToMemslot, Memslot } from './memslots';
+import { BY_GFN, endGfnOf, firstPlaceByGfn, gfnToMemslot, Memslot, slotAtPlace, slotCount } from './memslots';
 import {
   atEnd,
   atFlags,
@@ -111,19 +111,14 @@ function vmBug(): void {
  * Requires: reserve() for two boundary paths in each file met.
  */
 function modifyPages(startGfn: u64, endGfn: u64, clear: u32, set: u32): void {
-  let gfn = startGfn;
-  while (gfn < endGfn) {
-    const slot = gfnToMemslot(0, gfn);
-    if (slot === null) {
-      gfn++;
-      continue;
-    }
-    const end = min(endGfn, endGfnOf(slot));
-    if (slot.gmem != 0) {
-      const offset = slot.gmemPgoff - slot.baseGfn;
-      treeModify(pagesTree(gmemAt(slot.gmem - 1)), PAGES_LEVEL, gfn + offset, end + offset, PAGE_RESIDENT, clear, set);
-    }
-    gfn = end;
+  for (let place = firstPlaceByGfn(0, startGfn); place < slotCount(0); place++) {
+    const slot = slotAtPlace(0, BY_GFN, place);
+    if (slot.baseGfn >= endGfn) break;
+    if (slot.gmem == 0) continue;
+    const offset = slot.gmemPgoff - slot.baseGfn;
+    const first = max(startGfn, slot.baseGfn) + offset;
+    const end = min(endGfn, endGfnOf(slot)) + offset;
+    treeModify(pagesTree(gmemAt(slot.gmem - 1)), PAGES_LEVEL, first, end, PAGE_RESIDENT, clear, set);
   }
 }
 
@@ -303,7 +298,7 @@ export function tdxZapped(startGfn: u64, endGfn: u64, level: i32): void {
     removeLeafsOf(startGfn, endGfn, level);
     return;
   }
-  if (septQuiet() && ctl.premapped == 0) {
+  if (septQuiet()) {
     removeRun(startGfn, endGfn);
     return;
   }
@@ -315,9 +310,7 @@ export function tdxZapped(startGfn: u64, endGfn: u64, level: i32): void {
   while (gfn < endGfn) {
     treeAt(SEPT_TREE, septLevel(), gfn);
     if ((atFlags & SEPT_PRESENT) == 0) {
-      const end = min(atEnd, endGfn);
-      if (ctl.premapped != 0) forgetPremapped(gfn, end);
-      gfn = end;
+      gfn = min(atEnd, endGfn);
       continue;
     }
     const level = atLevel;
@@ -327,20 +320,23 @@ export function tdxZapped(startGfn: u64, endGfn: u64, level: i32): void {
   }
 }
 
+/** Whether leaves of the mirror may not be those of the S-EPT: a zap then goes by the mirror, leaf by leaf. */
+export function tdxMayDisagree(): bool {
+  return ctl.septDiverged != 0 || ctl.premapped != 0;
+}
+
 /** What the mirror says there was, whatever the S-EPT holds. */
 function removeLeafsOf(startGfn: u64, endGfn: u64, level: i32): void {
   const pages = pagesOf(level);
   for (let gfn = startGfn & ~(pages - 1); gfn < endGfn; gfn += pages) {
-    if (ctl.premapped != 0 && (septFlags(gfn) & SEPT_PRESENT) == 0) forgetPremapped(gfn, gfn + 1);
+    if (ctl.premapped != 0 && (septFlags(gfn) & SEPT_PRESENT) == 0) forgetPremapped(gfn);
     else removeLeaf(gfn, level);
   }
 }
 
 /** Mapped in the mirror, never added: BLOCK finds nothing, which KVM expects. Mirrors: tdx_is_sept_zap_err_due_to_premap() */
-function forgetPremapped(startGfn: u64, endGfn: u64): void {
-  for (let gfn = startGfn; gfn < endGfn && ctl.premapped != 0; gfn++) {
-    if (tdhMemRangeBlock(gfn, 1) == TDX_EPT_ENTRY_STATE_INCORRECT) ctl.premapped--;
-  }
+function forgetPremapped(gfn: u64): void {
+  if (tdhMemRangeBlock(gfn, 1) == TDX_EPT_ENTRY_STATE_INCORRECT) ctl.premapped--;
 }
 
 /** First and last gfn that the leaves of a range reach. */
@@ -402,24 +398,29 @@ function removeRun(startGfn: u64, endGfn: u64): void {
   modifyPages(first, last, PAGE_WRITTEN | PAGE_OWNED, 0);
 }
 
-const CALL_BLOCK: i32 = 0;
-const CALL_TRACK: i32 = 1;
-const CALL_REMOVE: i32 = 2;
-const CALL_DEMOTE: i32 = 3;
-function callModule(call: i32, gfn: u64, level: i32): u32 {
-  if (call == CALL_BLOCK) return tdhMemRangeBlock(gfn, level);
-  if (call == CALL_TRACK) return tdhMemTrack();
-  if (call == CALL_REMOVE) return tdhMemPageRemove(gfn, level);
-  return tdhMemPageDemote(gfn, level);
+/** The calls that work on an entry alone: those that need to know its page are made elsewhere. */
+function callModule(leaf: u32, gfn: u64, level: i32): u32 {
+  switch (leaf) {
+    case RANGE_BLOCK:
+      return tdhMemRangeBlock(gfn, level);
+    case TRACK:
+      return tdhMemTrack();
+    case PAGE_DEMOTE:
+      return tdhMemPageDemote(gfn, level);
+    case PAGE_PROMOTE:
+      return tdhMemPagePromote(gfn, level);
+    default:
+      return tdhMemPageRemove(gfn, level);
+  }
 }
 
 /** A call that found the tree or an entry locked is made once more with all vCPUs out. Mirrors: tdh_do_no_vcpus() */
-function callWithoutVcpus(call: i32, gfn: u64, level: i32): u32 {
-  let status = callModule(call, gfn, level);
+function callWithoutVcpus(leaf: u32, gfn: u64, level: i32): u32 {
+  let status = callModule(leaf, gfn, level);
   if (status == TDX_OPERAND_BUSY) {
     count(C_RETRIES_BUSY, 1);
     noVcpusEnterStart();
-    status = callModule(call, gfn, level);
+    status = callModule(leaf, gfn, level);
     noVcpusEnterStop();
   }
   return status;
@@ -427,7 +428,7 @@ function callWithoutVcpus(call: i32, gfn: u64, level: i32): u32 {
 
 /** Blocks the leaf and makes sure that no TLB holds it. Returns whether it may be removed. Mirrors: tdx_track() */
 function blockAndTrack(gfn: u64, level: i32): bool {
-  if (callWithoutVcpus(CALL_BLOCK, gfn, level) != TDX_SUCCESS) {
+  if (callWithoutVcpus(RANGE_BLOCK, gfn, level) != TDX_SUCCESS) {
     vmBug();
     return false;
   }
@@ -436,7 +437,7 @@ function blockAndTrack(gfn: u64, level: i32): bool {
 }
 function track(): void {
   if (ctl.tdState != TD_RUNNABLE) return;
-  if (callWithoutVcpus(CALL_TRACK, 0, 0) != TDX_SUCCESS) vmBug();
+  if (callWithoutVcpus(TRACK, 0, 0) != TDX_SUCCESS) vmBug();
   kickAll();
 }
 
@@ -446,23 +447,22 @@ function removeLeaf(gfn: u64, level: i32): void {
 
 /** Mirrors: tdx_sept_drop_private_spte() */
 function dropLeaf(gfn: u64, level: i32): void {
-  if (callWithoutVcpus(CALL_REMOVE, gfn, level) != TDX_SUCCESS) {
+  if (callWithoutVcpus(PAGE_REMOVE, gfn, level) != TDX_SUCCESS) {
     vmBug();
     return;
   }
   const pages = pagesOf(level);
-  if (plainSeamcalls(PAGE_WBINVD, gfn, level, pages) != 0) {
-    // The page can't be used again: it stays the TD's.
-    vmBug();
-    if (!removedPending) lostPages(pages);
-    modifyPages(gfn, gfn + pages, PAGE_WRITTEN, 0);
-    return;
-  }
-  count(C_PAGES_CLEARED, pages);
   if (!removedPending) {
     lostPages(pages);
     if (lossPossible(gfn, gfn + pages)) lossOfContent(gfn, gfn + pages);
   }
+  if (plainSeamcalls(PAGE_WBINVD, gfn, level, pages) != 0) {
+    // The page can't be used again: it stays the TD's.
+    vmBug();
+    modifyPages(gfn, gfn + pages, PAGE_WRITTEN, 0);
+    return;
+  }
+  count(C_PAGES_CLEARED, pages);
   modifyPages(gfn, gfn + pages, PAGE_WRITTEN | PAGE_OWNED, 0);
 }
 
@@ -473,15 +473,13 @@ function removeBatched(startGfn: u64, endGfn: u64): void {
     while (gfn < endGfn) {
       treeAt(SEPT_TREE, septLevel(), gfn);
       if ((atFlags & SEPT_PRESENT) == 0) {
-        const end = min(atEnd, endGfn);
-        if (pass == 0 && ctl.premapped != 0) forgetPremapped(gfn, end);
-        gfn = end;
+        gfn = min(atEnd, endGfn);
         continue;
       }
       const level = atLevel;
       const first = gfn & ~(pagesOf(level) - 1);
       if (pass == 0) {
-        if (callWithoutVcpus(CALL_BLOCK, first, level) != TDX_SUCCESS) vmBug();
+        if (callWithoutVcpus(RANGE_BLOCK, first, level) != TDX_SUCCESS) vmBug();
       } else dropLeaf(first, level);
       gfn = first + pagesOf(level);
     }
@@ -512,10 +510,10 @@ function reclaimRun(startGfn: u64, endGfn: u64): void {
  */
 export function tdxSeptSplit(gfn: u64): u32 {
   if (!blockAndTrack(gfn, 2)) return TDX_OPERAND_BUSY;
-  let status = callWithoutVcpus(CALL_DEMOTE, gfn, 2);
+  let status = callWithoutVcpus(PAGE_DEMOTE, gfn, 2);
   // Interrupted halfway, the module asks to be called again: the call starts over.
   for (let again = 0; status == TDX_INTERRUPTED_RESTARTABLE && again < 8; again++) {
-    status = callWithoutVcpus(CALL_DEMOTE, gfn, 2);
+    status = callWithoutVcpus(PAGE_DEMOTE, gfn, 2);
   }
   if (status != TDX_SUCCESS) vmBug();
   return status;
@@ -589,10 +587,6 @@ function callDirectly(leaf: u32, gfn: u64, level: i32): u32 {
   const pages = pagesOf(max(level, 1));
   let status: u32;
   if (leaf == SEPT_ADD) return tdhMemSeptAdd(gfn, level - 1);
-  if (leaf == RANGE_BLOCK) return tdhMemRangeBlock(gfn, level);
-  if (leaf == TRACK) return tdhMemTrack();
-  if (leaf == PAGE_DEMOTE) return tdhMemPageDemote(gfn, level);
-  if (leaf == PAGE_PROMOTE) return tdhMemPagePromote(gfn, level);
   if (leaf == PAGE_ADD || leaf == PAGE_AUG) {
     const slot = gfnToMemslot(0, gfn);
     const owned = slot !== null && pageOwned(slot, gfn, pages);
@@ -600,15 +594,15 @@ function callDirectly(leaf: u32, gfn: u64, level: i32): u32 {
     if (status == TDX_SUCCESS) modifyPages(gfn, gfn + pages, 0, PAGE_OWNED);
     return status;
   }
-  if (leaf == PAGE_REMOVE) {
-    status = tdhMemPageRemove(gfn, level);
-    if (status == TDX_SUCCESS) {
-      if (!removedPending) lostPages(pages);
-      modifyPages(gfn, gfn + pages, PAGE_WRITTEN | PAGE_OWNED, 0);
-    }
+  if (leaf == PAGE_ACCEPT) {
+    status = tdgMemPageAccept(gfn, level);
+    if (status == TDX_SUCCESS) tdxAcceptedContent(gfn, gfn + pages);
     return status;
   }
-  status = tdgMemPageAccept(gfn, level);
-  if (status == TDX_SUCCESS) tdxAcceptedContent(gfn, gfn + pages);
+  status = callModule(leaf, gfn, level);
+  if (leaf == PAGE_REMOVE && status == TDX_SUCCESS) {
+    if (!removedPending) lostPages(pages);
+    modifyPages(gfn, gfn + pages, PAGE_WRITTEN | PAGE_OWNED, 0);
+  }
   return status;
 }

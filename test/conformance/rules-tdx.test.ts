@@ -859,6 +859,18 @@ describe('7.7 the build phase', () => {
     init(vm, 520, 80);
     expect(septOf(vm)).toEqual(['0+600 MAPPED']);
   });
+  test('a zap over a premapped page makes one BLOCK for each leaf of the mirror, and none where nothing is mapped', () => {
+    const vm = makeBuilt();
+    vm.vcpus[0].initMemRegion({ gpa: 520 * PAGE, pages: 4 });
+    vm.tdx.injectStatus({ leaf: 'TDH.MEM.PAGE.ADD', status: 'TDX_OPERAND_BUSY' });
+    expect(codeOf(() => vm.vcpus[0].initMemRegion({ gpa: 600 * PAGE, pages: 1 }))).toBe('EBUSY');
+    // gfns [0, 512) have no table: a BLOCK there would fail to walk.
+    const moved = countersMoved(vm, () => vm.slotFiles[0]?.punchHole(0, 1024 * PAGE));
+    expect(moved).toMatchObject({ 'TDH.MEM.RANGE.BLOCK': 5, 'TDH.MEM.PAGE.REMOVE': 4, seamcalls_refused: 1 });
+    expect(vm.check()).toEqual([]);
+    vm.tdx.finalize();
+  });
+
   test('a PAGE.ADD that fails leaves the page premapped: FINALIZE refuses until it is added, or unmapped', () => {
     const vm = makeBuilt();
     vm.tdx.injectStatus({ leaf: 'TDH.MEM.PAGE.ADD', status: 'TDX_OPERAND_BUSY' });

@@ -78,6 +78,33 @@ describe('content', () => {
     expect(brief(vm)[2]).toBe('content mirror [8,9) by kvm_gfn_range call');
   });
 
+  test('a page whose cache can not be written back is lost all the same', () => {
+    const vm = makeTd(16, { filterForm: 'none' });
+    vm.tdx.injectStatus({ leaf: 'TDH.PHYMEM.PAGE.WBINVD', status: 'TDX_OPERAND_INVALID' });
+    vm.zapGfnRange(4, 5);
+    expect(vm.losses().privatePagesLost).toBe(1);
+    expect(brief(vm)).toEqual(['content mirror [4,5) by kvm_zap_gfn_range']);
+  });
+
+  test('a zap over slots far apart costs what the slots cost, not the hole between them', () => {
+    const far = 2 ** 34;
+    const vm = makeVm({
+      type: 'tdx',
+      filterForm: 'none',
+      slots: [0, far].map((startGfn) => ({ startGfn, npages: 16, guestMemfd: true })),
+    });
+    for (const start of [0, far]) {
+      set(vm, start, start + 16, PRIVATE);
+      vm.vcpus[0].accept({ gpa: start * PAGE, size: 16 * PAGE });
+    }
+    vm.zapGfnRange(8, far + 8);
+    expect(brief(vm)).toEqual([
+      'content mirror [8,16) by kvm_zap_gfn_range',
+      `content mirror [${far},${far + 8}) by kvm_zap_gfn_range`,
+    ]);
+    expect(vm.check()).toEqual([]);
+  });
+
   test('what the guest had not accepted is no content', () => {
     const vm = makeVm({ type: 'tdx', filterForm: 'none', slots: [{ startGfn: 0, npages: 16, guestMemfd: true }] });
     set(vm, 0, 16, PRIVATE);
