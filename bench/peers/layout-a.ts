@@ -1,5 +1,5 @@
-// Layout A in AssemblyScript: the same algorithms as bench/peers/native.c, function by function, so that the ratio of the
-// two says what WebAssembly costs and nothing else. Compiled by bench/peers/layout-a-wasm.ts.
+// Layout A in AssemblyScript: the same algorithms as bench/peers/native.c, step by step, so that the ratio of the two says
+// what WebAssembly costs and nothing else. Compiled by bench/peers/layout-a-wasm.ts.
 
 const ENTRIES: u32 = 512;
 const SPTE_LINK: u64 = 7;
@@ -49,82 +49,120 @@ function resetCounts(): void {
 
 // --- tdp_iter --------------------------------------------------------------------------------------------------------
 
+// The iterator of native.c, step by step. gcc keeps its fields in registers; AssemblyScript does that for locals alone, so
+// each walk has the steps written out over locals. `shift` stands for the level: 9 bits each. The path stays in memory.
 const PATH: usize = 1024;
-let sptep: usize = 0;
-let oldSpte: u64 = 0;
-let iterGfn: u64 = 0;
-let nextGfn: u64 = 0;
-let level: i32 = 0;
-let valid: bool = false;
 
-function resetSptep(): void {
-  sptep = load<usize>(PATH + ((<usize>level) << 2)) + (indexOf(iterGfn, level) << 3);
-  oldSpte = load<u64>(sptep);
+function indexBy(gfn: u64, shift: u64): usize {
+  return <usize>(gfn >> shift) & 511;
 }
-function iterStart(start: u64): void {
-  nextGfn = start;
-  level = rootLevel;
-  store<usize>(PATH + ((<usize>level) << 2), root);
-  iterGfn = start & ~(pagesOf(level) - 1);
-  valid = true;
-  resetSptep();
+function isLeafBy(spte: u64, shift: u64): bool {
+  return shift == 0 || (spte & SPTE_HUGE) != 0;
 }
-function tryStepDown(): bool {
-  if (level == 1) return false;
-  oldSpte = load<u64>(sptep);
-  if ((oldSpte & SPTE_PRESENT) == 0 || isLeaf(oldSpte, level)) return false;
-  const child = tableOf(oldSpte);
-  level--;
-  store<usize>(PATH + ((<usize>level) << 2), child);
-  iterGfn = nextGfn & ~(pagesOf(level) - 1);
-  resetSptep();
-  return true;
+function shiftOf(level: i32): u64 {
+  return 9 * <u64>(level - 1);
 }
-function tryStepSide(): bool {
-  if (indexOf(iterGfn, level) == ENTRIES - 1) return false;
-  iterGfn += pagesOf(level);
-  nextGfn = iterGfn;
-  sptep += 8;
-  oldSpte = load<u64>(sptep);
-  return true;
+function pathPtr(shift: u64): usize {
+  return PATH + ((<usize>shift) << 2);
 }
-function tryStepUp(): bool {
-  if (level == rootLevel) return false;
-  level++;
-  iterGfn &= ~(pagesOf(level) - 1);
-  resetSptep();
-  return true;
-}
-function iterNext(): void {
-  if (tryStepDown()) return;
-  do {
-    if (tryStepSide()) return;
-  } while (tryStepUp());
-  valid = false;
-}
-function iterZap(start: u64, end: u64): void {
-  let zapped: u64 = 0;
-  let young: u64 = 0;
-  let written: u64 = 0;
-  for (iterStart(start); valid && iterGfn < end; iterNext()) {
-    if ((oldSpte & SPTE_PRESENT) == 0 || !isLeaf(oldSpte, level)) continue;
-    zapped++;
-    young += (oldSpte >> 8) & 1;
-    written += (oldSpte >> 9) & 1;
-    store<u64>(sptep, 0);
-  }
+function noteLeafs(zapped: u64, young: u64, written: u64): void {
   leafs += zapped;
   accessed += young;
   dirty += written;
 }
-function iterAge(start: u64, end: u64): void {
+function iterZap(start: u64, end: u64): void {
+  const top = shiftOf(rootLevel);
+  let zapped: u64 = 0;
   let young: u64 = 0;
-  for (iterStart(start); valid && iterGfn < end; iterNext()) {
-    if ((oldSpte & SPTE_ACCESSED) == 0 || !isLeaf(oldSpte, level)) continue;
-    young++;
-    store<u64>(sptep, oldSpte & ~SPTE_ACCESSED);
+  let written: u64 = 0;
+  let shift = top;
+  let nextGfn = start;
+  let gfn = start & (-1 << shift);
+  store<usize>(pathPtr(shift), root);
+  let sptep = root + (indexBy(gfn, shift) << 3);
+  let spte = load<u64>(sptep);
+  while (gfn < end) {
+    if ((spte & SPTE_PRESENT) != 0 && isLeafBy(spte, shift)) {
+      zapped++;
+      young += (spte >> 8) & 1;
+      written += (spte >> 9) & 1;
+      store<u64>(sptep, 0);
+    }
+    // Down.
+    if (shift != 0) {
+      spte = load<u64>(sptep);
+      if ((spte & SPTE_PRESENT) != 0 && (spte & SPTE_HUGE) == 0) {
+        shift -= 9;
+        const child = tableOf(spte);
+        store<usize>(pathPtr(shift), child);
+        gfn = nextGfn & (-1 << shift);
+        sptep = child + (indexBy(gfn, shift) << 3);
+        spte = load<u64>(sptep);
+        continue;
+      }
+    }
+    // Sideways, else up.
+    while (indexBy(gfn, shift) == ENTRIES - 1) {
+      if (shift == top) {
+        noteLeafs(zapped, young, written);
+        return;
+      }
+      shift += 9;
+      gfn &= -1 << shift;
+      sptep = load<usize>(pathPtr(shift)) + (indexBy(gfn, shift) << 3);
+      spte = load<u64>(sptep);
+    }
+    gfn += 1 << shift;
+    nextGfn = gfn;
+    sptep += 8;
+    spte = load<u64>(sptep);
   }
-  accessed += young;
+  noteLeafs(zapped, young, written);
+}
+function iterAge(start: u64, end: u64): void {
+  const top = shiftOf(rootLevel);
+  let young: u64 = 0;
+  let shift = top;
+  let nextGfn = start;
+  let gfn = start & (-1 << shift);
+  store<usize>(pathPtr(shift), root);
+  let sptep = root + (indexBy(gfn, shift) << 3);
+  let spte = load<u64>(sptep);
+  while (gfn < end) {
+    if ((spte & SPTE_ACCESSED) != 0 && isLeafBy(spte, shift)) {
+      young++;
+      store<u64>(sptep, spte & ~SPTE_ACCESSED);
+    }
+    // Down.
+    if (shift != 0) {
+      spte = load<u64>(sptep);
+      if ((spte & SPTE_PRESENT) != 0 && (spte & SPTE_HUGE) == 0) {
+        shift -= 9;
+        const child = tableOf(spte);
+        store<usize>(pathPtr(shift), child);
+        gfn = nextGfn & (-1 << shift);
+        sptep = child + (indexBy(gfn, shift) << 3);
+        spte = load<u64>(sptep);
+        continue;
+      }
+    }
+    // Sideways, else up.
+    while (indexBy(gfn, shift) == ENTRIES - 1) {
+      if (shift == top) {
+        noteLeafs(0, young, 0);
+        return;
+      }
+      shift += 9;
+      gfn &= -1 << shift;
+      sptep = load<usize>(pathPtr(shift)) + (indexBy(gfn, shift) << 3);
+      spte = load<u64>(sptep);
+    }
+    gfn += 1 << shift;
+    nextGfn = gfn;
+    sptep += 8;
+    spte = load<u64>(sptep);
+  }
+  noteLeafs(0, young, 0);
 }
 
 // --- nested ----------------------------------------------------------------------------------------------------------
