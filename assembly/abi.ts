@@ -1,6 +1,6 @@
 // Arguments as they cross the boundary: numbers only. A raw u64 of an ioctl comes as two halves, low first, where a
-// double could not hold it; gfns and counts come as f64. The two calls that are made most pass their gate here; for the
-// others src/vm.ts asks it first.
+// double could not hold it; gfns and counts come as f64. The calls that are made most pass their gate here; for the others
+// src/vm.ts asks it first.
 
 import { counter as counterValue, ctl, PROFILE_RFC_V4, SEAMCALL_STATUS_BASE, VM_SNP, VM_TDX } from './control';
 import { clearDirtyLog, dirtyRuns, getDirtyLogCheck, getDirtyLogProtect } from './dirty_log';
@@ -88,6 +88,8 @@ export function abiSetMemoryAttributes(
   flagsLow: u32,
   flagsHigh: u32,
 ): i32 {
+  const shut = gate(GATE_OPERATION);
+  if (shut != 0) return shut;
   return vmSetMemoryAttributes(
     u64Of(addressLow, addressHigh),
     u64Of(sizeLow, sizeHigh),

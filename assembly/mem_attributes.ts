@@ -11,6 +11,7 @@ import {
   count,
   ctl,
   FORM_GMEM_IN_PLACE,
+  hasMirroredTdp,
   hasPrivateMem,
 } from './control';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
@@ -30,9 +31,11 @@ import {
 import { unmapGfnRange, wantGfnRange } from './mmu';
 import {
   pagesOf,
+  reserveAmply,
   reserveWanted,
   treeCount,
   treeFlags,
+  treeHolds,
   treeRunEnd,
   treeSet,
   want,
@@ -56,8 +59,7 @@ export function memIsPrivate(gfn: u64): bool {
 
 /** Whether all of [startGfn, endGfn) is private, or none. Mirrors: kvm_range_has_memory_attributes() */
 function rangeHasMemoryAttributes(startGfn: u64, endGfn: u64, isPrivate: bool): bool {
-  const privateGfns = treeCount(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, startGfn, endGfn, 1);
-  return privateGfns == (isPrivate ? endGfn - startGfn : 0);
+  return treeHolds(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, startGfn, endGfn, isPrivate);
 }
 
 /**
@@ -92,7 +94,7 @@ function setMemAttributes(startGfn: u64, endGfn: u64, attributes: u64): i32 {
   const isPrivate = attributes != 0;
   if (rangeHasMemoryAttributes(startGfn, endGfn, isPrivate)) return 0;
   const met = slotsMeeting(startGfn, endGfn);
-  if (!reserveSet(startGfn, endGfn)) return STATUS_CAPACITY;
+  if (!reserveSet(startGfn, endGfn, met)) return STATUS_CAPACITY;
   if (met != 0) {
     count(C_LOCK_SECTIONS, 1);
     preSet(startGfn, endGfn, attributes);
@@ -114,8 +116,18 @@ function setMemAttributes(startGfn: u64, endGfn: u64, attributes: u64): i32 {
   return 0;
 }
 
-/** Reserves for the attribute tree, and for the page tables and mixed trees of each slot met. */
-function reserveSet(startGfn: u64, endGfn: u64): bool {
+/** What reserveSet() adds up at most for a slot, and for each root beside: upper tables, and blocks for leaf tables. */
+const SLOT_UPPERS: u64 = 40;
+const SLOT_BLOCKS: u64 = 80;
+const ROOT_UPPERS: u64 = 24;
+const ROOT_BLOCKS: u64 = 50;
+
+/** Reserves for the attribute tree, and for the page tables and mixed trees of each slot of the `met`. */
+function reserveSet(startGfn: u64, endGfn: u64, met: u32): bool {
+  const roots = <u64>ctl.rootHighWater;
+  const uppers = (<u64>met + 1) * (SLOT_UPPERS + roots * ROOT_UPPERS);
+  const blocks = (<u64>met + 1) * (SLOT_BLOCKS + roots * ROOT_BLOCKS);
+  if (!hasMirroredTdp() && reserveAmply(uppers, blocks)) return true;
   wantNothing();
   wantCuts(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, startGfn, endGfn);
   for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
@@ -199,6 +211,9 @@ function guardRegion(slot: Memslot, level: i32, gfn: u64): void {
   mmuInvalidateRangeAdd(gfn, gfn + pages);
 }
 
+function setRegionMixed(slot: Memslot, level: i32, gfn: u64, mixed: bool): void {
+  if (isMixed(slot, level, gfn) != mixed) setMixed(slot, level, gfn, gfn + pagesOf(level), mixed);
+}
 function setMixed(slot: Memslot, level: i32, startGfn: u64, endGfn: u64, mixed: bool): void {
   const shift = <u64>(level == 2 ? 9 : 18);
   const entryLevel = level == 2 ? MIXED_2M_LEVEL : MIXED_1G_LEVEL;
@@ -227,7 +242,7 @@ export function postSetMemoryAttributes(slot: Memslot, startGfn: u64, endGfn: u6
     let gfn = startGfn & ~(pages - 1);
     if (gfn != startGfn || gfn + pages > endGfn) {
       if (gfn >= slot.baseGfn && gfn + pages <= slotEnd) {
-        setMixed(slot, level, gfn, gfn + pages, !regionHasAttributes(slot, level, gfn, isPrivate));
+        setRegionMixed(slot, level, gfn, !regionHasAttributes(slot, level, gfn, isPrivate));
       }
       gfn += pages;
     }
@@ -237,7 +252,7 @@ export function postSetMemoryAttributes(slot: Memslot, startGfn: u64, endGfn: u6
       gfn = wholeEnd;
     }
     if (gfn < endGfn && gfn + pages <= slotEnd) {
-      setMixed(slot, level, gfn, gfn + pages, !regionHasAttributes(slot, level, gfn, isPrivate));
+      setRegionMixed(slot, level, gfn, !regionHasAttributes(slot, level, gfn, isPrivate));
     }
   }
 }

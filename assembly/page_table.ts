@@ -160,6 +160,15 @@ function reserveBlocks(uppers: u64, blocks: u64): bool {
   return forUppers <= left && wanted <= freeQuads + ((left - forUppers) >> 2);
 }
 
+/**
+ * Whether `uppers` upper tables and `blocks` blocks are a small part of what was never used, for an operation that cannot
+ * pause: then it need not add up what it needs exactly. If not, or if a test counts reservations, it must.
+ */
+export function reserveAmply(uppers: u64, blocks: u64): bool {
+  if ((ctl.failReservation | ctl.paused | ctl.stopMask) != 0 || ctl.budget < Infinity) return false;
+  return uppers * UPPER_BLOCKS + blocks + 2 * QUAD_BLOCKS <= <u64>ctl.arenaBlocks - <u64>ctl.arenaNext;
+}
+
 // What an operation over many places needs is summed up place by place first: wantNothing(), want…(), reserveWanted().
 
 let wantedUppers: u64 = 0;
@@ -702,6 +711,20 @@ export function fold(entryPtr: usize, level: i32): void {
   setUniform(entryPtr, level, leafLevel, tag == EMPTY ? 0 : flags);
 }
 
+/**
+ * Whether a fold is worth a try: the entries that share 64 bytes of memory with child `index` are like it. The child has
+ * just been written, so this costs no cache miss where fold() costs three.
+ */
+function mayFold(entryPtr: usize, index: u32): bool {
+  const line = childPtr(entryPtr, index & ~3);
+  const desc = load<u32>(line);
+  return (
+    load<u32>(line, ENTRY_BYTES) == desc &&
+    load<u32>(line, 2 * ENTRY_BYTES) == desc &&
+    load<u32>(line, 3 * ENTRY_BYTES) == desc
+  );
+}
+
 /** Tables linked below an entry of `level` by a UNIFORM subtree down to `leafLevel`. */
 export function uniformTables(level: i32, leafLevel: i32): u64 {
   let tables: u64 = 0;
@@ -840,6 +863,38 @@ export function treeCount(entryPtr: usize, level: i32, start: u64, end: u64, nee
   return total;
 }
 
+/**
+ * Whether every key of [start, end) is present (`present`), or none is. Stops at the first that differs. Requires: the
+ * tree is written by treeSet() alone with one value of flags, so that tables of alike entries have been folded.
+ */
+export function treeHolds(entryPtr: usize, level: i32, start: u64, end: u64, present: bool): bool {
+  while (tagOf(entryPtr) == TABLE) {
+    // A table that is still there is not alike.
+    if (end - start == pagesOf(level)) return false;
+    if ((start ^ (end - 1)) >> (9 * (level - 2)) != 0) break;
+    level--;
+    entryPtr = childPtr(entryPtr, indexAt(start, level));
+  }
+  const tag = tagOf(entryPtr);
+  if (tag == LT) {
+    const from = <i32>(start & 511);
+    const to = <i32>((end - 1) & 511) + 1;
+    return ltCount(entryPtr, from, to, 1) == (present ? <u32>(to - from) : 0);
+  }
+  if (tag != TABLE) return ((flagsOf(entryPtr) & 1) != 0) == present;
+  const childLevel = level - 1;
+  const pages = pagesOf(childLevel);
+  let child = childPtr(entryPtr, indexAt(start, childLevel));
+  let at = start;
+  while (at < end) {
+    const next = min((at & ~(pages - 1)) + pages, end);
+    if (!treeHolds(child, childLevel, at, next, present)) return false;
+    at = next;
+    child += ENTRY_BYTES;
+  }
+  return true;
+}
+
 // --- Trees: writing --------------------------------------------------------------------------------------------------
 
 /** Tables linked (less those freed) by the tree functions since it was last reset. */
@@ -912,6 +967,7 @@ export function treeSet(entryPtr: usize, level: i32, start: u64, end: u64, leafL
     treeSet(childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next, leafLevel, flags);
     at = next;
   }
+  if (!mayFold(entryPtr, indexAt(start, childLevel))) return;
   fold(entryPtr, level);
   if ((flags & 1) == 0 && tagOf(entryPtr) == UNIFORM && (flagsOf(entryPtr) & 1) == 0) {
     linked -= tablesBelow(entryPtr, level);

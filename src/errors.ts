@@ -135,6 +135,17 @@ export function halvesOf(value: unknown, name: string): [low: number, high: numb
   return [Number(value & 0xffffffffn), Number(value >> 32n)];
 }
 
+/** The low half of a u64, signed, as the engine takes it; checks as halvesOf(), which it spares the usual numbers. */
+export function lowHalf(value: unknown, name: string): number {
+  if (typeof value === 'number' && value >= 0 && Number.isSafeInteger(value)) return value | 0;
+  return halvesOf(value, name)[0];
+}
+/** The high half of a u64 that lowHalf() has checked. */
+export function highHalf(value: number | bigint): number {
+  if (typeof value === 'number' && value <= Number.MAX_SAFE_INTEGER) return Math.floor(value / 4294967296);
+  return halvesOf(value, '')[1];
+}
+
 /**
  * An integer from `low` to `high`.
  * @throws {TypeError} if `value` is not a number

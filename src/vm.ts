@@ -29,8 +29,10 @@ import {
   EngineFault,
   errorOf,
   halvesOf,
+  highHalf,
   integer,
   KvmError,
+  lowHalf,
   object,
   oneOf,
   STATUS_SLOTS_FULL,
@@ -354,6 +356,7 @@ export class Vm {
   readonly #gate: EngineExports['gate'];
   readonly #gfnRangeCall: EngineExports['abiGfnRange'];
   readonly #accessCall: EngineExports['abiAccess'];
+  readonly #attributesCall: EngineExports['abiSetMemoryAttributes'];
   readonly #spteCall: EngineExports['inspectSpte'];
   readonly #ownRoot: 'direct' | 'mirror';
   #fault: EngineFault | undefined;
@@ -382,6 +385,7 @@ export class Vm {
     this.#gate = exports.gate;
     this.#gfnRangeCall = exports.abiGfnRange;
     this.#accessCall = exports.abiAccess;
+    this.#attributesCall = exports.abiSetMemoryAttributes;
     this.#spteCall = exports.inspectSpte;
     const status = exports.vmCreate(
       memory.buffer.byteLength,
@@ -647,19 +651,44 @@ export class Vm {
    */
   setMemoryAttributes(args: { address: U64; size: U64; attributes: U64; flags?: U64 }): void {
     object(args, 'args');
-    const values = [
-      ...halvesOf(args.address, 'address'),
-      ...halvesOf(args.size, 'size'),
-      ...halvesOf(args.attributes, 'attributes'),
-      ...halvesOf(args.flags ?? 0, 'flags'),
-    ];
-    this.operate(
-      'abiSetMemoryAttributes',
-      values,
-      GATE_OPERATION,
-      (status) => void check(status, 'setMemoryAttributes', { ...args }),
-      'setMemoryAttributes',
-    );
+    const { address, size, attributes } = args;
+    const flags = args.flags ?? 0;
+    const addressLow = lowHalf(address, 'address');
+    const sizeLow = lowHalf(size, 'size');
+    const attributesLow = lowHalf(attributes, 'attributes');
+    const flagsLow = lowHalf(flags, 'flags');
+    const addressHigh = highHalf(address);
+    const sizeHigh = highHalf(size);
+    const attributesHigh = highHalf(attributes);
+    const flagsHigh = highHalf(flags);
+    if (this.#stepping) {
+      const low = [addressLow, addressHigh, sizeLow, sizeHigh];
+      this.operate(
+        'abiSetMemoryAttributes',
+        [...low, attributesLow, attributesHigh, flagsLow, flagsHigh],
+        GATE_OPERATION,
+        (status) => void check(status, 'setMemoryAttributes', { ...args }),
+        'setMemoryAttributes',
+      );
+      return;
+    }
+    if (this.#fault !== undefined) throw this.#fault;
+    let status: number;
+    try {
+      status = this.#attributesCall(
+        addressLow,
+        addressHigh,
+        sizeLow,
+        sizeHigh,
+        attributesLow,
+        attributesHigh,
+        flagsLow,
+        flagsHigh,
+      );
+    } catch (error) {
+      throw this.#failed(error);
+    }
+    if (status < 0) throw errorOf(status, 'setMemoryAttributes', { ...args });
   }
 
   /**
