@@ -130,9 +130,10 @@ const defaultFeatures =
   binaryen.Features.BulkMemory |
   binaryen.Features.BulkMemoryOpt;
 
+/** What the engine may import, beside env.pause where it can pause. */
 const allowedImports = {
-  release: ['env.memory', 'env.pause'],
-  debug: ['env.memory', 'env.pause', 'env.abort'],
+  release: ['env.memory'],
+  debug: ['env.memory', 'env.abort'],
 };
 
 /** The names in asconfig.json's `enable` lists. asc takes any name there without a word, so each must be known. */
@@ -177,52 +178,121 @@ async function compile(entry: string, target: 'debug' | 'release'): Promise<Uint
 }
 
 /**
- * Functions on the way of a small range or a fault, by file: they are inlined wherever they are called. Everything else is
- * made small, as a call costs what a small range has no time for, and its copies what a download has no room for.
+ * Functions on the way of a small range, a whole guest, a fault or a conversion, by file: there a call costs what has no
+ * time. Everything else is made small, as copies cost what a download has no room for.
  */
-const inlined: Record<string, string[]> = {
-  control: ['count'],
+const hot: Record<string, string[]> = {
+  abi: ['abiAccess', 'abiGfnRange'],
+  check: ['inspectSpte', 'spteAt'],
+  host_mm: ['faultMapped'],
+  invalidate: ['mmuInvalidateBegin'],
+  mem_attributes: [
+    ...['guardRegion', 'postSetMemoryAttributes', 'preSetMemoryAttributes', 'regionHasAttributes', 'reserveSet'],
+    ...['setMemAttributes', 'setMixed', 'wantMixed'],
+  ],
+  memslots: ['firstPlaceByGfn', 'gfnToMemslot', 'isMixed', 'slotAtPlace'],
+  mmu: ['unmapGfnRange', 'wantGfnRange'],
+  page_fault: ['extendRun', 'faultinPfn', 'install', 'reserveFault', 'slotOf'],
   page_table: [
-    'blockPtr',
-    'childPtr',
-    'emptyLeafTable',
-    'indexAt',
-    'isSingle',
-    'ltEmpty',
-    'ltFlags',
-    'planePtr',
-    'valueWord',
-    'wordMask',
+    ...['addPlane', 'emptyLeafTable', 'fold', 'ltClear', 'ltFlags', 'ltModify', 'ltSelect', 'ltSet', 'setUniform'],
+    ...['treeCount', 'treeFlags', 'treeLook', 'treeSet', 'valueWord', 'wantCut'],
   ],
-  pause: ['gate'],
+  tdp_iter: ['uniform', 'uniformAtOnce', 'visit', 'walkEntry', 'walkPiece'],
   tdp_mmu: [
-    ...['countLeafs', 'keyBitsOf', 'maxGfnExclusive', 'nextRoot', 'rootEntryLevel', 'settle', 'tdpMmuLook'],
-    ...['tdpMmuZapLeafs', 'zapped'],
+    ...['countLeafs', 'settle', 'tdpMmuAge', 'tdpMmuCountFaults', 'tdpMmuLook', 'tdpMmuMap', 'tdpMmuSideCode'],
+    ...['tdpMmuUnmapRange', 'walkAtOnce', 'wantWalk'],
   ],
+  vcpu: ['accessOnce', 'enterGuest', 'flushIfAsked'],
   vm: ['vmGfnRange'],
 };
-/** Parts of an expression up to which any function is inlined: a call is no smaller. */
-const TINY = 12;
+/** What is inlined into hot functions, by file. */
+const inlined: Record<string, string[]> = {
+  abi: ['u64Of'],
+  control: ['count'],
+  host_mm: ['setResult'],
+  memslots: ['memslotAt', 'mixedTree', 'slotAtPlace'],
+  mmu: ['ageGfn', 'testAgeGfn'],
+  page_table: [
+    ...['childPtr', 'descriptor', 'emptyLeafTable', 'indexAt', 'ltEmpty', 'ltFlags', 'pagesOf', 'planePtr', 'reserve'],
+    ...['valueWord', 'wantCuts', 'wordMask'],
+  ],
+  pause: ['gate'],
+  tdp_mmu: ['keyBitsOf', 'maxGfnExclusive', 'nextRoot', 'settle', 'tdpMmuLook'],
+  trace: ['codeOfFlags'],
+  vendor: ['vendorRootsOfRange'],
+  vm: ['vmGfnRange'],
+};
+/** Parts of an expression up to which any function is inlined anywhere: a call is no smaller. */
+const TINY = 6;
 
-/** Marks what must not be inlined. */
-function chooseInlining(module: binaryen.Module): void {
-  const wanted = new Set<string>();
-  for (const [file, names] of Object.entries(inlined)) {
+/** The names in Wasm of `names`, each of which must be in its file. */
+function namesInWasm(names: Record<string, string[]>): Set<string> {
+  const all = new Set<string>();
+  for (const [file, functions] of Object.entries(names)) {
     const code = readFileSync(at(`assembly/${file}.ts`), 'utf8');
-    for (const name of names) {
-      if (!code.includes(`function ${name}(`)) throw new BuildError(`assembly/${file}.ts has no ${name}() to inline`);
-      wanted.add(`assembly/${file}/${name}`);
+    for (const name of functions) {
+      if (!code.includes(`function ${name}(`)) throw new BuildError(`assembly/${file}.ts has no ${name}()`);
+      all.add(`assembly/${file}/${name}`);
     }
   }
+  return all;
+}
+
+/**
+ * Inlines into the hot functions what they call, and elsewhere only what is tiny. Binaryen knows only functions that are
+ * inlined everywhere or nowhere, so each that hot functions inline gets a copy for the others to call.
+ */
+function inline(module: binaryen.Module): binaryen.Module {
+  const hotNames = namesInWasm(hot);
+  const inlinedNames = namesInWasm(inlined);
+  const parts = new Map<string, number>();
   for (let index = 0; index < module.getNumFunctions(); index++) {
     const { name, body } = binaryen.getFunctionInfo(module.getFunctionByIndex(index));
-    if (wanted.has(name) || body === 0) continue;
-    const parts = binaryen.emitText(body).match(/\(/g)?.length ?? 0;
-    if (parts <= TINY) continue;
+    if (body !== 0) parts.set(name, binaryen.emitText(body).match(/\(/g)?.length ?? 0);
+  }
+  const isCopied = (name: string) => inlinedNames.has(name) && parts.has(name);
+  const copyOf = (name: string) => `${name}/called`;
+  const callingCopies = (text: string) =>
+    text.replace(/\(call \$([^\s()]+)/g, (call, name) => (isCopied(name) ? `(call $${copyOf(name)}` : call));
+  const keptApart: string[] = [];
+  // A function's text ends where the next begins, the last one's at the module's own closing bracket.
+  const [head, ...functions] = module
+    .emitText()
+    .trimEnd()
+    .replace(/\)$/, '')
+    .split(/\n (?=\(func )/);
+  const text = functions.flatMap((code) => {
+    const name = /^\(func \$([^\s()]+)/.exec(code)![1]!;
+    const own = hotNames.has(name) ? code : callingCopies(code);
+    if (!isCopied(name)) {
+      if (parts.get(name)! > TINY) keptApart.push(name);
+      return own;
+    }
+    keptApart.push(copyOf(name));
+    return [own, callingCopies(code).replace(`(func $${name}`, `(func $${copyOf(name)}`)];
+  });
+  const marked = binaryen.parseText([head, ...text, ')'].join('\n'));
+  marked.setFeatures(module.getFeatures());
+  for (const name of keptApart) {
     binaryen.setPassArgument('no-full-inline', name);
-    module.runPasses(['no-full-inline']);
+    marked.runPasses(['no-full-inline']);
   }
   binaryen.setAlwaysInlineMaxSize(1000);
+  // Before anything else: copies that are still alike would be made one.
+  marked.runPasses(['inlining-optimizing']);
+  return marked;
+}
+
+/** In a build that never pauses, env.pause is a trap: one import less to compile a wrapper for. */
+function withoutPause(module: binaryen.Module): void {
+  for (let index = 0; index < module.getNumFunctions(); index++) {
+    const { name, module: from, base, params, results } = binaryen.getFunctionInfo(module.getFunctionByIndex(index));
+    if (from !== 'env' || base !== 'pause') continue;
+    module.removeFunction(name);
+    module.addFunction(name, params, results, [], module.unreachable());
+    return;
+  }
+  throw new BuildError('the engine does not import env.pause');
 }
 
 /**
@@ -231,12 +301,17 @@ function chooseInlining(module: binaryen.Module): void {
  */
 function finish(wasm: Uint8Array, target: 'debug' | 'release', canPause: boolean): Uint8Array {
   const bits = enabledFeatures(target).reduce((all, name) => all | optionalFeatures[name]!.bit, defaultFeatures);
-  const module = binaryen.readBinaryWithFeatures(wasm, bits);
+  binaryen.setDebugInfo(true);
+  let module = binaryen.readBinaryWithFeatures(wasm, bits);
   try {
-    binaryen.setDebugInfo(target === 'debug');
     binaryen.setOptimizeLevel(target === 'release' ? 3 : 1);
     binaryen.setShrinkLevel(target === 'release' ? 1 : 0);
-    if (target === 'release') chooseInlining(module);
+    if (!canPause) withoutPause(module);
+    if (target === 'release') {
+      const called = module;
+      module = inline(called);
+      called.dispose();
+    }
     if (canPause) {
       binaryen.setPassArgument('asyncify-imports', 'env.pause');
       binaryen.setPassArgument('asyncify-ignore-indirect', '1');
@@ -245,6 +320,7 @@ function finish(wasm: Uint8Array, target: 'debug' | 'release', canPause: boolean
     module.optimize();
     if (target === 'release') module.optimize();
     if (!module.validate()) throw new BuildError(`the ${target} module is not valid after Binaryen's passes`);
+    binaryen.setDebugInfo(target === 'debug');
     return module.emitBinary();
   } finally {
     module.dispose();
@@ -285,11 +361,10 @@ function dataSegments(wasm: Uint8Array): [start: number, end: number][] {
 async function checkEngine(wasm: Uint8Array, target: 'debug' | 'release', canPause: boolean): Promise<void> {
   const module = await WebAssembly.compile(wasm as BufferSource);
   const imports = WebAssembly.Module.imports(module).map((entry) => `${entry.module}.${entry.name}`);
-  const surplus = imports.filter((name) => !allowedImports[target].includes(name));
+  const allowed = [...allowedImports[target], ...(canPause ? ['env.pause'] : [])];
+  const surplus = imports.filter((name) => !allowed.includes(name));
   if (surplus.length > 0) {
-    throw new BuildError(
-      `the ${target} engine imports ${surplus.join(', ')}; allowed: ${allowedImports[target].join(', ')}`,
-    );
+    throw new BuildError(`the ${target} engine imports ${surplus.join(', ')}; allowed: ${allowed.join(', ')}`);
   }
   const base =
     Number(/CONTROL_BASE: usize = (\d+) \* 1024;/.exec(readFileSync(at('assembly/layout.ts'), 'utf8'))?.[1]) * 1024;
