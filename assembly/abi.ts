@@ -203,7 +203,8 @@ export function abiDestroy(): i32 {
 export function abiAccess(vcpu: u32, gfn: f64, access: u32, privateMode: u32, accesses: f64, strideGfns: f64): i32 {
   const shut = gate(GATE_VCPU);
   if (shut != 0) return shut;
-  return vcpuAccess(vcpu, <u64>gfn, access, privateMode, accesses, <u64>strideGfns);
+  // Signed: half the instructions, and both are below 2^52.
+  return vcpuAccess(vcpu, <i64>gfn, access, privateMode, accesses, <i64>strideGfns);
 }
 export function abiPreFaultMemory(
   vcpu: u32,

@@ -603,6 +603,31 @@ export function hostFault(hva: u64, write: bool, limitPages: u64): i32 {
   return 0;
 }
 
+/**
+ * As hostFault(), for faults that fire no event and find or make pages of 4K. Returns how many of `limitPages` pages are now
+ * mapped alike; 0 where the fault is of another kind, or fails: nothing was changed then. Result: hostWritable.
+ */
+export function hostFaultPlain(hva: u64, write: bool, limitPages: u64): u64 {
+  const index = lookupVma(hva);
+  if (index == ctl.vmaCount) return 0;
+  const vma = vmaAt(index);
+  if ((vma.prot & (write ? PROT_WRITE : PROT_READ)) == 0) return 0;
+  const page = hva >> 12;
+  treeLook(HOST_TREE, HOST_LEVEL, page);
+  const flags = atFlags;
+  if (flags == 0) {
+    const isByPte =
+      vma.kind == VMA_SHMEM || (vma.kind == VMA_ANON && (atLevel == 1 || (vma.flags & VMA_HUGEPAGE) == 0));
+    if (!isByPte) return 0;
+    faultAbsent(index, page, min(vma.end >> 12, page + limitPages), write);
+    return hostRunPages;
+  }
+  if (atLevel != 1 || !isMapped(flags)) return 0;
+  if (write && (flags & (PAGE_WRITABLE | PAGE_LAZYFREE)) != PAGE_WRITABLE) return 0;
+  hostWritable = (flags & PAGE_WRITABLE) != 0;
+  return limitPages == 1 ? 1 : mappedEnd(page, min(vma.end >> 12, page + limitPages)) - page;
+}
+
 /** Level of the present mapping at `hva`, 1 if there is none. Mirrors: host_pfn_mapping_level(), arch/x86/kvm/mmu/mmu.c */
 export function hostLevelAt(hva: u64): i32 {
   readAt(hva);

@@ -61,10 +61,22 @@ export function findVma(hva: u64): u32 {
   return low;
 }
 
+/** Where lookupVma() last found an area: looked at first, and never trusted. */
+let lastIndex: u32 = 0;
+
 /** The area that holds `hva`; ctl.vmaCount if none. Mirrors: vma_lookup() */
 export function lookupVma(hva: u64): u32 {
+  if (lastIndex < ctl.vmaCount) {
+    const vma = vmaAt(lastIndex);
+    if (hva >= vma.start && hva < vma.end) return lastIndex;
+  }
+  return searchVmas(hva);
+}
+function searchVmas(hva: u64): u32 {
   const index = findVma(hva);
-  return index < ctl.vmaCount && vmaAt(index).start <= hva ? index : ctl.vmaCount;
+  if (index == ctl.vmaCount || vmaAt(index).start > hva) return ctl.vmaCount;
+  lastIndex = index;
+  return index;
 }
 
 export function isHugetlb(vma: Vma): bool {

@@ -97,12 +97,24 @@ export function firstPlaceByGfn(asId: u32, gfn: u64): u32 {
   return low;
 }
 
-/** The slot that holds `gfn`; null if none. Mirrors: gfn_to_memslot() */
+/** Where gfnToMemslot() last found a slot: looked at first, and never trusted. */
+let lastPlace: u32 = 0;
+
+/** The slot that holds `gfn`; null if none. Mirrors: gfn_to_memslot(), try_get_memslot() */
 export function gfnToMemslot(asId: u32, gfn: u64): Memslot | null {
+  if (lastPlace < slotCount(asId)) {
+    const slot = slotAtPlace(asId, BY_GFN, lastPlace);
+    if (gfn - slot.baseGfn < slot.npages) return slot;
+  }
+  return searchMemslots(asId, gfn);
+}
+function searchMemslots(asId: u32, gfn: u64): Memslot | null {
   const place = firstPlaceByGfn(asId, gfn);
   if (place == slotCount(asId)) return null;
   const slot = slotAtPlace(asId, BY_GFN, place);
-  return slot.baseGfn <= gfn ? slot : null;
+  if (slot.baseGfn > gfn) return null;
+  lastPlace = place;
+  return slot;
 }
 
 /** Whether a slot of `asId` other than `exceptId` meets [startGfn, endGfn). Mirrors: kvm_check_memslot_overlap() */

@@ -7,7 +7,9 @@
 
 import {
   ATTRIBUTES_TREE,
+  C_PF_FIXED,
   C_PF_MMIO_SPTE_CREATED,
+  C_PF_TAKEN,
   C_RETRIES_FROZEN,
   C_RETRIES_HULL,
   C_RETRIES_SEQ,
@@ -24,7 +26,7 @@ import {
 } from './control';
 import { markPagesDirty } from './dirty_log';
 import { gmemAllocateHugeBlock, gmemGetPfn, gmemHasHugeBlock, gmemLevel, gmemRunPages } from './guest_memfd';
-import { hostFault, hostLevel, hostRunPages, hostWritable } from './host_mm';
+import { hostFault, hostFaultPlain, hostLevel, hostRunPages, hostWritable } from './host_mm';
 import { mmuInvalidateRetryGfn, mmuInvalidateRetryGfnUnsafe } from './invalidate';
 import { allowedLevel } from './mapping_level';
 import { ATTRIBUTES_LEVEL, memIsPrivate } from './mem_attributes';
@@ -37,7 +39,21 @@ import {
   Memslot,
   memslotAt,
 } from './memslots';
-import { atEnd, atFlags, atLevel, atTag, LT, pagesOf, reserve, treeFlags, treeRunEnd, UNIFORM } from './page_table';
+import {
+  atEnd,
+  atEntry,
+  atFlags,
+  atLevel,
+  atTag,
+  LT,
+  ltRunEnd,
+  pagesOf,
+  reserve,
+  sideCount,
+  treeFlags,
+  treeRunEnd,
+  UNIFORM,
+} from './page_table';
 import { sideHasRoom } from './side';
 import { ACCESSED, HOST_WRITABLE, KIND, MMU_WRITABLE, NX, PRESENT, WRITABLE } from './spte';
 import { EFAULT, EIO } from './status';
@@ -65,6 +81,7 @@ import {
   tdpMmuLinkTable,
   tdpMmuLook,
   tdpMmuMap,
+  tdpMmuMapAbsent,
   tdpMmuMapMmio,
   tdpMmuMapRun,
   tdpMmuNxDisallowed,
@@ -77,7 +94,7 @@ import {
 import { tdxGuestInhibit, tdxGuestInhibits, tdxSeptLink, tdxSeptSet, tdxSeptSetRun, tdxSeptSplit } from './tdx';
 import { septQuiet, TD_BUILD, TDX_OPERAND_BUSY, TDX_SUCCESS } from './tdx_module';
 import { codeOfMmio, EV_MARK_MMIO_SPTE, trace } from './trace';
-import { vcpuAt } from './vcpus';
+import { Vcpu, vcpuAt } from './vcpus';
 
 export const ACCESS_READ: u32 = 0;
 export const ACCESS_WRITE: u32 = 1;
@@ -496,6 +513,37 @@ export function faultBegin(fault: Fault): i32 {
 /** The second phase; the third on a mirror root that froze. A BUG marks the VM dead and changes nothing. */
 export function faultFinish(fault: Fault, stepwise: bool): i32 {
   return bugOr(fault, install(fault, stepwise));
+}
+
+/**
+ * Both phases of faults at `gfn` and the gfns behind it, at most `limit`, that change nothing but 4K leaves of a direct
+ * root, host ptes and counters: without a record, and all alike. tdpMmuLook() of `gfn` must have been the last read, and
+ * found it absent. Returns how many were done. 0 where anything is out of the ordinary, and nothing was changed then:
+ * faultBegin() and faultFinish() do every fault, and would have done these in the same way.
+ * Requires: reserveFault().
+ */
+export function faultPlain(vcpu: Vcpu, gfn: u64, access: u32, privateMode: u32, limit: u64): u64 {
+  const entry = atEntry;
+  if (atTag != LT || sideCount(entry) != 0) return 0;
+  if (ctl.traceOn != 0 || ctl.invInProgress != 0) return 0;
+  if (hasPrivateMem() && (privateMode == 1 || memIsPrivate(gfn))) return 0;
+  const slot = gfnToMemslot(vcpu.asId, gfn);
+  if (slot === null || slot.invalid != 0 || (slot.flags & MEM_READONLY) != 0) return 0;
+  if ((slot.flags & MEM_GUEST_MEMFD) != 0 && ctl.filterForm == FORM_GMEM_IN_PLACE) return 0;
+  if (limit > 1) {
+    const index = <i32>(gfn & 511);
+    limit = min(limit, endGfnOf(slot) - gfn);
+    limit = <u64>(ltRunEnd(entry, index, <i32>min(<u64>index + limit, 512)) - index);
+    if (hasPrivateMem()) limit = treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn, gfn + limit) - gfn;
+  }
+  const pages = hostFaultPlain(slot.hva + ((gfn - slot.baseGfn) << 12), access == ACCESS_WRITE, limit);
+  if (pages == 0) return 0;
+  const permission = hostWritable ? WRITABLE | HOST_WRITABLE | MMU_WRITABLE : 0;
+  tdpMmuMapAbsent(entry, gfn, pages, PRESENT | ACCESSED | permission);
+  if (hostWritable) markPagesDirty(slot, gfn, gfn + pages);
+  count(C_PF_TAKEN, pages);
+  count(C_PF_FIXED, pages);
+  return pages;
 }
 
 function bugOr(fault: Fault, result: i32): i32 {

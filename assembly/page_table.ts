@@ -512,6 +512,29 @@ export function ltSet(entryPtr: usize, from: i32, to: i32, flags: u32): void {
   if ((counts & 0x3ff) == 512) normalise(entryPtr);
 }
 
+/** As ltSet() for one key that is absent. */
+export function ltAdd(entryPtr: usize, index: i32, flags: u32): void {
+  const desc = load<u32>(entryPtr);
+  const counts = load<u32>(entryPtr, 8);
+  const planes = (desc >> 16) & 255;
+  const others = counts & 0x3ff;
+  // The first key decides what is uniform, the last one normalises, and a bit that starts to differ takes a plane.
+  if (others == 0 || others == 511 || (((desc >> 8) ^ flags) & 0xfe & ~planes) != 0) {
+    ltSet(entryPtr, index, index + 1, flags);
+    return;
+  }
+  const offset = (<usize>(index >> 6)) << 3;
+  let mask: u64 = 1;
+  mask <<= <u64>(index & 63);
+  for (let left = planes; left != 0; left &= left - 1) {
+    const bit = ctz(left);
+    const ptr = planePtr(entryPtr, bit) + offset;
+    const value = load<u64>(ptr);
+    store<u64>(ptr, (flags >> bit) & 1 ? value | mask : value & ~mask);
+  }
+  store<u32>(entryPtr, counts + 1 + (flags & COUNTED_BIT ? 1 << 10 : 0), 8);
+}
+
 /** Makes every key of a leaf table absent. Returns how many were present. */
 export function ltEmpty(entryPtr: usize): u32 {
   const present = presentCount(entryPtr);

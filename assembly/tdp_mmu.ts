@@ -48,6 +48,7 @@ import {
   leafLevelOf,
   linked,
   linkTable,
+  ltAdd,
   ltClear,
   ltFlags,
   ltSet,
@@ -995,6 +996,19 @@ export function tdpMmuMap(root: Root, gfn: u64, level: i32, flags: u32, nxLevel:
   countLeafs(level, 1);
   flushRemoteTlbsRange(gfnBase, pagesOf(level));
   return RET_PF_FIXED;
+}
+
+/**
+ * As tdpMmuMap() of 4K leaves, each by itself and untraced, for `pages` gfns from `gfn` on that are absent in the leaf
+ * table of `entry` and have no side records.
+ */
+export function tdpMmuMapAbsent(entry: usize, gfn: u64, pages: u64, flags: u32): void {
+  const index = <i32>(gfn & 511);
+  const installed = newLeafFlags(flags, false);
+  if (pages == 1) ltAdd(entry, index, installed);
+  else ltSet(entry, index, index + <i32>pages, installed);
+  tdpMmuCountFaults(1, pages);
+  countLeafs(1, pages);
 }
 
 /** Frees the table that an entry of `level` links, in shared or exclusive mode; books what goes. */

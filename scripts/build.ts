@@ -184,7 +184,7 @@ async function compile(entry: string, target: 'debug' | 'release'): Promise<Uint
 const hot: Record<string, string[]> = {
   abi: ['abiAccess', 'abiGfnRange'],
   check: ['inspectSpte', 'spteAt'],
-  host_mm: ['faultMapped'],
+  host_mm: ['faultMapped', 'hostFaultPlain'],
   invalidate: ['mmuInvalidateBegin'],
   mem_attributes: [
     ...['guardRegion', 'postSetMemoryAttributes', 'preSetMemoryAttributes', 'regionHasAttributes', 'reserveSet'],
@@ -192,15 +192,15 @@ const hot: Record<string, string[]> = {
   ],
   memslots: ['firstPlaceByGfn', 'gfnToMemslot', 'isMixed', 'slotAtPlace'],
   mmu: ['unmapGfnRange', 'wantGfnRange'],
-  page_fault: ['extendRun', 'faultinPfn', 'install', 'reserveFault', 'slotOf'],
+  page_fault: ['extendRun', 'faultPlain', 'faultinPfn', 'install', 'reserveFault', 'slotOf'],
   page_table: [
-    ...['addPlane', 'emptyLeafTable', 'fold', 'ltClear', 'ltFlags', 'ltModify', 'ltSelect', 'ltSet', 'setUniform'],
-    ...['treeCount', 'treeFlags', 'treeLook', 'treeSet', 'valueWord', 'wantCut'],
+    ...['addPlane', 'emptyLeafTable', 'fold', 'ltAdd', 'ltClear', 'ltFlags', 'ltModify', 'ltSelect', 'ltSet'],
+    ...['setUniform', 'treeCount', 'treeFlags', 'treeLook', 'treeSet', 'valueWord', 'wantCut'],
   ],
   tdp_iter: ['uniform', 'uniformAtOnce', 'visit', 'walkEntry', 'walkPiece'],
   tdp_mmu: [
     ...['countLeafs', 'settle', 'tdpMmuAge', 'tdpMmuCountFaults', 'tdpMmuLook', 'tdpMmuMap', 'tdpMmuSideCode'],
-    ...['tdpMmuUnmapRange', 'walkAtOnce', 'wantWalk'],
+    ...['tdpMmuMapAbsent', 'tdpMmuUnmapRange', 'walkAtOnce', 'wantWalk'],
   ],
   vcpu: ['accessOnce', 'enterGuest', 'flushIfAsked'],
   vm: ['vmGfnRange'],
@@ -209,15 +209,19 @@ const hot: Record<string, string[]> = {
 const inlined: Record<string, string[]> = {
   abi: ['u64Of'],
   control: ['count'],
-  host_mm: ['setResult'],
-  memslots: ['memslotAt', 'mixedTree', 'slotAtPlace'],
+  host_mm: ['hostFaultPlain', 'setResult'],
+  host_vma: ['lookupVma'],
+  memslots: ['gfnToMemslot', 'memslotAt', 'mixedTree', 'slotAtPlace'],
   mmu: ['ageGfn', 'testAgeGfn'],
+  page_fault: ['faultPlain'],
   page_table: [
-    ...['childPtr', 'descriptor', 'emptyLeafTable', 'indexAt', 'ltEmpty', 'ltFlags', 'pagesOf', 'planePtr', 'reserve'],
-    ...['valueWord', 'wantCuts', 'wordMask'],
+    ...['childPtr', 'descriptor', 'emptyLeafTable', 'indexAt', 'ltAdd', 'ltEmpty', 'ltFlags', 'pagesOf', 'planePtr'],
+    ...['reserve', 'valueWord', 'wantCuts', 'wordMask'],
   ],
   pause: ['gate'],
-  tdp_mmu: ['keyBitsOf', 'maxGfnExclusive', 'nextRoot', 'settle', 'tdpMmuLook'],
+  tdp_mmu: [
+    ...['keyBitsOf', 'maxGfnExclusive', 'nextRoot', 'settle', 'tdpMmuCountFaults', 'tdpMmuLook', 'tdpMmuMapAbsent'],
+  ],
   trace: ['codeOfFlags'],
   vendor: ['vendorRootsOfRange'],
   vm: ['vmGfnRange'],
