@@ -14,6 +14,8 @@ import {
   freeSubtree,
   reserveWanted,
   treeAt,
+  treeClearMasked,
+  treeMasks,
   treeSet,
   wantCuts,
   wantNothing,
@@ -25,6 +27,7 @@ import {
   tdpMmuWriteProtectGfn,
   tdpMmuWrprotMask,
   tdpMmuWrprotRange,
+  tdpMmuWrprotTable,
   wantScatteredWalks,
 } from './tdp_mmu';
 import { flushRemoteTlbsRange } from './tlb';
@@ -126,6 +129,50 @@ function nextDirtyWord(slot: Memslot, offset: u64): u64 {
   return slot.npages;
 }
 
+/** Of takeTable(): the pages of a leaf table whose bits are taken. */
+const MASKS: usize = 896;
+
+/** Whether takeTable() may be asked for the 512 pages from `page` on. Words are taken one by one where each is shown. */
+function isTable(slot: Memslot, page: u64, first: u64, end: u64): bool {
+  if ((ctl.traceOn | ctl.yieldArmed) != 0 || ctl.budget < Infinity) return false;
+  // The last table of 1 GiB may fold the table that links it: a walk does that.
+  return (slot.baseGfn & 511) == 0 && page >= first && page + 512 <= end && (~((slot.baseGfn + page) >> 9) & 511) != 0;
+}
+
+/**
+ * Takes the bits of the 512 pages from `page` on, as clearDirtyLog() does word by word (`bitmapBytes` 0: as
+ * getDirtyLogProtect() does). Returns whether there were any, or -1, with nothing done, if it must be done word by word.
+ */
+function takeTable(slot: Memslot, page: u64, firstPage: u64, bitmapBytes: u32): i32 {
+  const tree = dirtyTree(slot);
+  treeMasks(tree, DIRTY_LEVEL, page, MASKS);
+  const isInitSet = manualProtectAndInitSet();
+  // Walks of enableLogMasked(): split, write-protect the first gfn, write-protect the mask.
+  const walksOfWord: u64 = isInitSet ? (ctl.eagerPageSplit != 0 ? 3 : 2) : 1;
+  let walks: u64 = 0;
+  let left: u64 = 0;
+  for (let word = 0; word < 8; word++) {
+    const ptr = MASKS + ((<usize>word) << 3);
+    const dirty = load<u64>(ptr);
+    let mask = dirty;
+    if (bitmapBytes != 0) {
+      const wordIndex = (((page - firstPage) >> 6) + <u64>word) % <u64>(bitmapBytes >> 3);
+      mask &= load<u64>(BITMAP_BASE + <usize>(wordIndex << 3));
+      store<u64>(ptr, mask);
+    }
+    left |= dirty ^ mask;
+    if (mask == 0) continue;
+    walks += walksOfWord;
+    // The last gfn too, where it rounds up to another 2M than the first.
+    if (isInitSet && word == 0 && (mask & 1) != 0 && mask != 1) walks++;
+  }
+  if (walks == 0) return 0;
+  if (!tdpMmuWrprotTable(slot.asId, slot.baseGfn + page, MASKS, walks)) return -1;
+  if (left == 0) treeSet(tree, DIRTY_LEVEL, page, page + 512, 1, 0);
+  else treeClearMasked(tree, DIRTY_LEVEL, page, MASKS);
+  return 1;
+}
+
 /** Dirty runs as pairs (first page, pages) from IO_BASE on; what does not fit is fetched from `fromPage`. */
 export function dirtyRuns(asIdAndSlot: u32, fromPage: u64): u32 {
   const slot = memslotAt(asIdAndSlot >> 16, asIdAndSlot & 0xffff);
@@ -188,6 +235,15 @@ export function getDirtyLogProtect(asIdAndSlot: u32): i32 {
   count(C_LOCK_SECTIONS, 1);
   let flush = false;
   while (offset < slot.npages) {
+    const table = offset & ~511;
+    if (isTable(slot, table, 0, slot.npages)) {
+      const taken = takeTable(slot, table, 0, 0);
+      if (taken >= 0) {
+        flush = flush || taken != 0;
+        offset = nextDirtyWord(slot, table + 512);
+        continue;
+      }
+    }
     const mask = dirtyWord(slot, offset);
     treeSet(dirtyTree(slot), DIRTY_LEVEL, offset, min(offset + 64, slot.npages), 1, 0);
     enableLogMasked(slot, offset, mask);
@@ -218,6 +274,15 @@ export function clearDirtyLog(asIdAndSlot: u32, firstPage: u64, numPages: u32, b
   count(C_LOCK_SECTIONS, 1);
   let flush = false;
   while (offset < end) {
+    const table = offset & ~511;
+    if (isTable(slot, table, firstPage, end)) {
+      const taken = takeTable(slot, table, firstPage, bitmapBytes);
+      if (taken >= 0) {
+        flush = flush || taken != 0;
+        offset = nextDirtyWord(slot, table + 512);
+        continue;
+      }
+    }
     const wordIndex = ((offset - firstPage) >> 6) % <u64>(bitmapBytes >> 3);
     const mask = load<u64>(BITMAP_BASE + <usize>(wordIndex << 3)) & dirtyWord(slot, offset);
     if (mask != 0) {

@@ -648,6 +648,46 @@ export function ltModify(entryPtr: usize, from: i32, to: i32, need: u32, clear: 
   return changed;
 }
 
+// Masks stand for the 512 keys of a leaf table in memory: eight words, a bit for each key.
+
+/** Clears flag `bit`, not the counted one, in the present keys that `masks` choose. Returns how many had it. */
+export function ltTakeMasked(entryPtr: usize, bit: u32, masks: usize): u32 {
+  let taken: u32 = 0;
+  for (let word = 0; word < 8; word++) {
+    const chosen = load<u64>(masks + ((<usize>word) << 3));
+    taken += <u32>popcnt(chosen & valueWord(entryPtr, 0, word) & valueWord(entryPtr, bit, word));
+  }
+  if (taken == 0) return 0;
+  if (((planesOf(entryPtr) >> bit) & 1) == 0) addPlane(entryPtr, bit);
+  const plane = planePtr(entryPtr, bit);
+  for (let word = 0; word < 8; word++) {
+    const offset = (<usize>word) << 3;
+    const chosen = load<u64>(masks + offset) & valueWord(entryPtr, 0, word);
+    store<u64>(plane + offset, load<u64>(plane + offset) & ~chosen);
+  }
+  if (presentCount(entryPtr) == 512) normalise(entryPtr);
+  return taken;
+}
+
+/** Makes the keys that `masks` choose absent. */
+function ltClearMasked(entryPtr: usize, masks: usize): void {
+  if (presentCount(entryPtr) == 0) return;
+  if ((planesOf(entryPtr) & 1) == 0) addPlane(entryPtr, 0);
+  const plane = planePtr(entryPtr, 0);
+  let cleared: u32 = 0;
+  let accessed: u32 = 0;
+  for (let word = 0; word < 8; word++) {
+    const offset = (<usize>word) << 3;
+    const value = load<u64>(plane + offset);
+    const gone = value & load<u64>(masks + offset);
+    cleared += <u32>popcnt(gone);
+    accessed += <u32>popcnt(gone & valueWord(entryPtr, COUNTED_SHIFT, word));
+    store<u64>(plane + offset, value ^ gone);
+  }
+  store<u32>(entryPtr, load<u32>(entryPtr, 8) - cleared - (accessed << 10), 8);
+  if (presentCount(entryPtr) == 0) emptyLeafTable(entryPtr);
+}
+
 /** First index after `from` (up to `to`) whose key differs in flags from the key at `from`. */
 export function ltRunEnd(entryPtr: usize, from: i32, to: i32): i32 {
   const desc = load<u32>(entryPtr);
@@ -856,6 +896,24 @@ export function treeFlags(entryPtr: usize, level: i32, key: u64): u32 {
   return flags & 1 ? flags : 0;
 }
 
+/** The leaf table that holds `key`; 0 if none is stored. */
+export function leafTableAt(entryPtr: usize, level: i32, key: u64): usize {
+  while (tagOf(entryPtr) == TABLE) {
+    level--;
+    entryPtr = childPtr(entryPtr, indexAt(key, level));
+  }
+  return tagOf(entryPtr) == LT ? entryPtr : 0;
+}
+
+/** Writes masks of the present keys of [key, key + 512) to `masks`. */
+export function treeMasks(entryPtr: usize, level: i32, key: u64, masks: usize): void {
+  const table = leafTableAt(entryPtr, level, key);
+  const alike: u64 = table == 0 && treeFlags(entryPtr, level, key) != 0 ? ~(<u64>0) : 0;
+  for (let word = 0; word < 8; word++) {
+    store<u64>(masks + ((<usize>word) << 3), table != 0 ? valueWord(table, 0, word) : alike);
+  }
+}
+
 /** End of the run of keys from `key`, below `limit`, that have the same flags, whatever stores them. */
 export function treeRunEnd(entryPtr: usize, level: i32, key: u64, limit: u64): u64 {
   treeAt(entryPtr, level, key);
@@ -996,6 +1054,19 @@ export function treeSet(entryPtr: usize, level: i32, start: u64, end: u64, leafL
     linked -= tablesBelow(entryPtr, level);
     setEmpty(entryPtr);
   }
+}
+
+/**
+ * Makes the keys of [key, key + 512) that `masks` choose absent. Requires: some of them are present, and some others are;
+ * reserve() for a boundary path.
+ */
+export function treeClearMasked(entryPtr: usize, level: i32, key: u64, masks: usize): void {
+  while (level > 2) {
+    ensureTable(entryPtr, level);
+    level--;
+    entryPtr = childPtr(entryPtr, indexAt(key, level));
+  }
+  ltClearMasked(entryPtr, masks);
 }
 
 /**

@@ -46,12 +46,14 @@ import {
   LEAF,
   LT,
   leafLevelOf,
+  leafTableAt,
   linked,
   linkTable,
   ltAdd,
   ltClear,
   ltFlags,
   ltSet,
+  ltTakeMasked,
   MARK,
   MARK_TRACKED,
   pagesOf,
@@ -67,6 +69,7 @@ import {
   treeModify,
   treeSet,
   UNIFORM,
+  valueWord,
   want,
   wantCuts,
   wantScattered,
@@ -634,6 +637,46 @@ export function tdpMmuWrprotMask(asId: u32, gfn: u64, mask: u64): void {
     }
     root = nextRoot(root.sequence);
   }
+}
+
+/**
+ * As tdpMmuWrprotMask() for each word of `masks` of the 512 gfns from `gfn` on, by leaf tables. `walks`: how many walks down
+ * to the table the caller and the words make together, which are counted here. Returns false, with nothing done, unless
+ * every valid root of `asId` has a leaf table there. Requires: `gfn` is the first of a leaf table; the trace is off.
+ */
+export function tdpMmuWrprotTable(asId: u32, gfn: u64, masks: usize, walks: u64): bool {
+  let root = nextRoot(0);
+  while (root !== null) {
+    if (root.asId == asId && root.invalid == 0) {
+      if (root.kind != ROOT_DIRECT || gfn + 512 > maxGfnExclusive(keyBitsOf(root))) return false;
+      if (leafTableAt(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root)) == 0) return false;
+    }
+    root = nextRoot(root.sequence);
+  }
+  root = nextRoot(0);
+  while (root !== null) {
+    if (root.asId == asId && root.invalid == 0) {
+      const table = leafTableAt(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root));
+      let visited: u64 = 0;
+      for (let word = 0; word < 8; word++) {
+        const mask = load<u64>(masks + ((<usize>word) << 3));
+        if (mask == 0) continue;
+        const present = valueWord(table, 0, word);
+        let end: u64 = 64;
+        if ((mask & ~present) == 0) {
+          // Every set bit meets its leaf: the walk ends with the first leaf after them.
+          const later = present & (~(<u64>1) << (63 - clz(mask)));
+          if (later != 0) end = ctz(later) + 1;
+        }
+        visited += end - ctz(mask);
+      }
+      count(C_VISITED_L1, visited);
+      for (let level = 2; level <= <i32>ctl.rootLevel; level++) count(C_VISITED_L1 + level - 1, walks);
+      count(C_LEAFS_WRITE_PROTECTED, <u64>ltTakeMasked(table, ctz(WRITABLE), masks));
+    }
+    root = nextRoot(root.sequence);
+  }
+  return true;
 }
 
 /** A walk whose visits another one has counted already. */
