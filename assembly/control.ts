@@ -338,4 +338,5 @@ export const CONTROL_FIXED_BYTES: usize = offsetof<Control>('quirkSlotZapAll') -
 
 /** Differs where records or regions do: part of what makes a snapshot readable. */
 export const LAYOUT_HASH: u32 =
-  ((<u32>offsetof<Control>() * 31 + <u32>COUNTER_COUNT) * 31 + <u32>RING_BASE) * 31 + <u32>MEMSLOT_BYTES;
+  (((<u32>offsetof<Control>() * 31 + <u32>COUNTER_COUNT) * 31 + <u32>RING_BASE) * 31 + <u32>MEMSLOT_BYTES) * 31 +
+  <u32>CONTROL_BASE;

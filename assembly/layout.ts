@@ -1,8 +1,9 @@
 // The memory map: each region starts where the one before ends. Compile-time addresses up to the ring, whose size the
 // caller chooses; the free-block stacks and the arena share what is left.
 //
-//   0        SCRATCH  of single functions, below 1,024; from there on the texts of the debug build's assertions
-//   ┊        CONTROL  scalars and counters (control.ts)
+//   0        SCRATCH  of single functions
+//   ┊        CONTROL  scalars and counters (control.ts): low, as short addresses make short code
+//   ┊        TEXTS    of the debug build's assertions
 //   ┊        PAUSE    the stack of a paused operation
 //   ┊        IO       results that do not fit registers
 //   ┊        BITMAP   the argument of KVM_CLEAR_DIRTY_LOG
@@ -14,10 +15,14 @@
 //
 // TypeScript sizes the memory from the guest; it never grows. Untouched regions cost no host memory.
 
-export const CONTROL_BASE: usize = 16 * 1024;
+export const CONTROL_BASE: usize = 1024;
 export const CONTROL_BYTES: usize = 7 * 1024;
 
-export const PAUSE_BASE: usize = CONTROL_BASE + CONTROL_BYTES;
+/** memoryBase of asconfig.json. */
+export const TEXTS_BASE: usize = CONTROL_BASE + CONTROL_BYTES;
+export const TEXTS_BYTES: usize = 16 * 1024;
+
+export const PAUSE_BASE: usize = TEXTS_BASE + TEXTS_BYTES;
 export const PAUSE_BYTES: usize = 8 * 1024;
 
 export const IO_BASE: usize = PAUSE_BASE + PAUSE_BYTES;

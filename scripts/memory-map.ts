@@ -250,8 +250,9 @@ function size(bytes: number): string {
 
 function regionTable(): string {
   const rows: [name: string, start: string, bytes: number, what: string][] = [
-    ['SCRATCH', '', layout.CONTROL_BASE!, 'of single functions; from 1,024 on the texts of the debug build'],
+    ['SCRATCH', '', layout.CONTROL_BASE!, 'of single functions'],
     ['CONTROL', 'CONTROL_BASE', layout.CONTROL_BYTES!, 'scalars (1 KiB), then the counters, 8 bytes each'],
+    ['TEXTS', 'TEXTS_BASE', layout.TEXTS_BYTES!, "of the debug build's assertions"],
     ['PAUSE', 'PAUSE_BASE', layout.PAUSE_BYTES!, 'the stack of a paused operation'],
     ['IO', 'IO_BASE', layout.IO_BYTES!, 'results that do not fit registers'],
     ['BITMAP', 'BITMAP_BASE', layout.BITMAP_BYTES!, 'the argument of KVM_CLEAR_DIRTY_LOG'],
