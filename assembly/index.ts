@@ -1,4 +1,5 @@
-// The ABI: what src/engine/exports.ts declares. No logic.
+// The ABI: what src/engine/exports.ts declares. No logic. Of the constants only LAYOUT_HASH stays in the files that are
+// shipped: the build writes them all into src/engine/layout.ts.
 
 // memslots, attributes, guest_memfd
 // dirty log, capabilities, parameters

@@ -54,7 +54,7 @@ const always = ['package-lock.json', 'scripts/build.ts'];
 const parts = {
   engine: {
     inputs: [...always, 'asconfig.json', 'assembly'],
-    outputs: ['dist/eptsim.wasm', 'dist/eptsim.steps.wasm', 'dist/eptsim.debug.wasm'],
+    outputs: ['dist/eptsim.wasm', 'dist/eptsim.steps.wasm', 'dist/eptsim.debug.wasm', 'src/engine/layout.ts'],
     build: buildEngine,
   },
   scenarios: {
@@ -287,6 +287,36 @@ function inline(module: binaryen.Module): binaryen.Module {
   return marked;
 }
 
+/** The constants that assembly/index.ts exports are in src/engine/layout.ts; the hash of them says that both belong together. */
+const KEPT_CONSTANT = 'LAYOUT_HASH';
+function dropConstants(module: binaryen.Module): void {
+  const names = [];
+  for (let index = 0; index < module.getNumExports(); index++) {
+    const { name, kind } = binaryen.getExportInfo(module.getExportByIndex(index));
+    if (kind === binaryen.ExternalKinds.Global && name !== KEPT_CONSTANT) names.push(name);
+  }
+  for (const name of names) module.removeExport(name);
+}
+
+/** src/engine/layout.ts: the values of the constants that `wasm` exports. */
+function layoutOf(wasm: Uint8Array): string {
+  const memory = new WebAssembly.Memory({ initial: 1 });
+  const module = new WebAssembly.Module(wasm as BufferSource);
+  const { exports } = new WebAssembly.Instance(module, { env: { memory, pause() {} } });
+  const lines = Object.keys(exports)
+    .sort()
+    .flatMap((name) => {
+      const value = exports[name];
+      return value instanceof WebAssembly.Global ? [`  ${name}: ${value.value >>> 0},`] : [];
+    });
+  return [
+    '// Built from assembly/ by scripts/build.ts; change the files there.',
+    '/** Addresses and sizes in the memory of a VM, in bytes. */',
+    `export const layout = {\n${lines.join('\n')}\n} as const;`,
+    '',
+  ].join('\n');
+}
+
 /** In a build that never pauses, env.pause is a trap: one import less to compile a wrapper for. */
 function withoutPause(module: binaryen.Module): void {
   for (let index = 0; index < module.getNumFunctions(); index++) {
@@ -310,6 +340,7 @@ function finish(wasm: Uint8Array, target: 'debug' | 'release', canPause: boolean
   try {
     binaryen.setOptimizeLevel(target === 'release' ? 3 : 1);
     binaryen.setShrinkLevel(target === 'release' ? 1 : 0);
+    dropConstants(module);
     if (!canPause) withoutPause(module);
     if (target === 'release') {
       const called = module;
@@ -404,6 +435,7 @@ async function buildEngine(): Promise<void> {
   };
   await put(await compile(debugEntry, 'debug'), 'debug', true, 'dist/eptsim.debug.wasm');
   const release = await compile('assembly/index.ts', 'release');
+  writeWhole('src/engine/layout.ts', layoutOf(release));
   await put(release, 'release', false, 'dist/eptsim.wasm');
   await put(release, 'release', true, 'dist/eptsim.steps.wasm');
 }

@@ -15,6 +15,7 @@ import {
   STOP_POINTS,
   type StopPoint,
 } from './engine/exports.ts';
+import { layout } from './engine/layout.ts';
 import {
   compileEngine,
   compileEngineSync,
@@ -378,9 +379,9 @@ export class Vm {
     this.#words = new Uint32Array(memory.buffer);
     this.#doubles = new Float64Array(memory.buffer);
     this.#at = {
-      result0: exports.CONTROL_AT_RESULT0.value >>> 3,
-      counters: exports.COUNTERS_BASE.value >>> 2,
-      io: exports.IO_BASE.value,
+      result0: layout.CONTROL_AT_RESULT0 >>> 3,
+      counters: layout.COUNTERS_BASE >>> 2,
+      io: layout.IO_BASE,
     };
     this.#gate = exports.gate;
     this.#gfnRangeCall = exports.abiGfnRange;
@@ -427,13 +428,13 @@ export class Vm {
     const wasm = this.#pausable;
     if (wasm === undefined) throw new Error('a pause outside steps()');
     if (wasm.asyncify_get_state() === 2) wasm.asyncify_stop_rewind();
-    else wasm.asyncify_start_unwind(wasm.PAUSE_BASE.value);
+    else wasm.asyncify_start_unwind(layout.PAUSE_BASE);
   }
 
   #pausableEngine(): PausableExports {
     if (this.#pausable !== undefined) return this.#pausable;
     const exports = instantiateOver(this.#compileSteps(), this.#memory, () => this.#onPause()) as PausableExports;
-    if (!('asyncify_get_state' in exports) || exports.LAYOUT_HASH.value !== this.#wasm.LAYOUT_HASH.value) {
+    if (!('asyncify_get_state' in exports)) {
       throw new Error('stepsWasm is not the build that can pause of the same engine');
     }
     this.#pausable = exports;
@@ -466,7 +467,7 @@ export class Vm {
    * `gate` says what may pass while an operation is paused; `method` names the call in errors.
    */
   operate<T>(
-    call: Exclude<keyof EngineExports, `CONTROL_${string}` | `${string}_B${string}`>,
+    call: keyof EngineExports,
     args: readonly number[],
     gate: number,
     finish: (status: number) => T,
@@ -476,7 +477,7 @@ export class Vm {
     const pausing = this.#stepping ? (PAUSING_CALLS as readonly string[]).indexOf(call) : -1;
     if (pausing < 0) return finish(this.#run(() => (this.#wasm[call] as (...values: number[]) => number)(...args)));
     const wasm = this.#pausableEngine();
-    this.#words[wasm.CONTROL_AT_OPERATION.value >>> 2] = pausing;
+    this.#words[layout.CONTROL_AT_OPERATION >>> 2] = pausing;
     const result = this.#run(() => (wasm[call] as (...values: number[]) => number)(...args));
     if (wasm.asyncify_get_state() === 1) {
       wasm.asyncify_stop_unwind();
@@ -492,8 +493,8 @@ export class Vm {
 
   #resume(): { paused: true } | { paused: false; status: number } {
     const wasm = this.#pausableEngine();
-    const call = PAUSING_CALLS[this.#words[wasm.CONTROL_AT_OPERATION.value >>> 2]];
-    wasm.asyncify_start_rewind(wasm.PAUSE_BASE.value);
+    const call = PAUSING_CALLS[this.#words[layout.CONTROL_AT_OPERATION >>> 2]];
+    wasm.asyncify_start_rewind(layout.PAUSE_BASE);
     const status = this.#run(() => (wasm[call] as () => number)());
     if (wasm.asyncify_get_state() !== 1) return { paused: false, status };
     wasm.asyncify_stop_unwind();
@@ -501,9 +502,8 @@ export class Vm {
   }
 
   #pause(): Pause {
-    const wasm = this.#wasm;
-    const point = this.#words[wasm.CONTROL_AT_PAUSED.value >>> 2];
-    if (point === PAUSE_BUDGET) return { at: 'budget', nextGfn: this.#doubles[wasm.CONTROL_AT_PAUSE_GFN.value >>> 3] };
+    const point = this.#words[layout.CONTROL_AT_PAUSED >>> 2];
+    if (point === PAUSE_BUDGET) return { at: 'budget', nextGfn: this.#doubles[layout.CONTROL_AT_PAUSE_GFN >>> 3] };
     const name = (Object.keys(STOP_POINTS) as StopPoint[]).find((key) => STOP_POINTS[key] === point);
     return { at: name as StopPoint };
   }
@@ -529,10 +529,9 @@ export class Vm {
     for (const point of options.stopAt ?? []) {
       mask |= STOP_POINTS[oneOf(point, 'stopAt', Object.keys(STOP_POINTS) as StopPoint[])];
     }
-    const wasm = this.#wasm;
     const setBudget = (value: number, stops: number) => {
-      this.#doubles[wasm.CONTROL_AT_BUDGET.value >>> 3] = value;
-      this.#words[wasm.CONTROL_AT_STOP_MASK.value >>> 2] = stops;
+      this.#doubles[layout.CONTROL_AT_BUDGET >>> 3] = value;
+      this.#words[layout.CONTROL_AT_STOP_MASK >>> 2] = stops;
     };
     const restores = this.#restores;
     let signal: PauseSignal | undefined;
@@ -568,7 +567,7 @@ export class Vm {
 
   /** Whether an operation is paused between two pieces. */
   get paused(): boolean {
-    return this.#words[this.#wasm.CONTROL_AT_PAUSED.value >>> 2] !== 0;
+    return this.#words[layout.CONTROL_AT_PAUSED >>> 2] !== 0;
   }
 
   /**
@@ -578,8 +577,8 @@ export class Vm {
    */
   finishPaused(): number {
     if (!this.paused) throw new KvmError('EINVAL', 'finishPaused', 'finishPaused(): EINVAL: no operation is paused');
-    this.#doubles[this.#wasm.CONTROL_AT_BUDGET.value >>> 3] = Number.POSITIVE_INFINITY;
-    this.#words[this.#wasm.CONTROL_AT_STOP_MASK.value >>> 2] = 0;
+    this.#doubles[layout.CONTROL_AT_BUDGET >>> 3] = Number.POSITIVE_INFINITY;
+    this.#words[layout.CONTROL_AT_STOP_MASK >>> 2] = 0;
     const piece = this.#resume();
     this.#forgetOperation();
     return piece.paused ? 0 : check(piece.status, 'finishPaused', {});
@@ -587,8 +586,8 @@ export class Vm {
 
   /** Clears what only said where an operation was: what remains is what one run leaves. */
   #forgetOperation(): void {
-    this.#words[this.#wasm.CONTROL_AT_OPERATION.value >>> 2] = 0;
-    this.#doubles[this.#wasm.CONTROL_AT_PAUSE_GFN.value >>> 3] = 0;
+    this.#words[layout.CONTROL_AT_OPERATION >>> 2] = 0;
+    this.#doubles[layout.CONTROL_AT_PAUSE_GFN >>> 3] = 0;
   }
 
   /**
@@ -597,8 +596,8 @@ export class Vm {
    */
   yieldAt(gfn: number): void {
     integer(gfn, 'gfn', 0, 2 ** 52 - 1);
-    this.#doubles[this.#wasm.CONTROL_AT_YIELD_GFN.value >>> 3] = gfn;
-    this.#words[this.#wasm.CONTROL_AT_YIELD_ARMED.value >>> 2] = 1;
+    this.#doubles[layout.CONTROL_AT_YIELD_GFN >>> 3] = gfn;
+    this.#words[layout.CONTROL_AT_YIELD_ARMED >>> 2] = 1;
   }
 
   // --- Memslots, attributes, guest_memfd -------------------------------------------------------------------------------
@@ -715,11 +714,10 @@ export class Vm {
 
   /** The guest_memfd files that are open, as a restored VM finds them. */
   get guestMemfds(): readonly GuestMemfd[] {
-    const wasm = this.#wasm;
     const files: GuestMemfd[] = [];
-    const count = this.#words[wasm.CONTROL_AT_GMEM_HIGH_WATER.value >>> 2];
+    const count = this.#words[layout.CONTROL_AT_GMEM_HIGH_WATER >>> 2];
     for (let index = 0; index < count; index++) {
-      const at = (wasm.GMEM_BASE.value + index * wasm.GMEM_BYTES.value) >>> 2;
+      const at = (layout.GMEM_BASE + index * layout.GMEM_BYTES) >>> 2;
       if (this.#words[at] === 0 || this.#words[at + 1] === 0) continue;
       const size = BigInt(this.#words[at + 4]) + (BigInt(this.#words[at + 5]) << 32n);
       files.push(new GuestMemfd(this, this.#words[at + 2], this.#words[at + 3], size));
@@ -828,7 +826,7 @@ export class Vm {
       { slot },
     );
     const runs: { first: number; count: number }[] = [];
-    const capacity = wasm.IO_BYTES.value / 16;
+    const capacity = layout.IO_BYTES / 16;
     for (let from = 0; ; ) {
       const count = this.#run(() => wasm.abiDirtyRuns(slot, from));
       const at = this.#at.io >>> 3;
@@ -856,8 +854,8 @@ export class Vm {
     const numPages = integer(args.numPages, 'numPages', 0, 2 ** 32 - 1);
     const { bitmap } = args;
     const wasm = this.#wasm;
-    const start = wasm.BITMAP_BASE.value;
-    const capacity = wasm.BITMAP_BYTES.value;
+    const start = layout.BITMAP_BASE;
+    const capacity = layout.BITMAP_BYTES;
     let bytes = 8;
     let halves: [number, number] | undefined;
     if (typeof bitmap === 'bigint') {
@@ -1011,8 +1009,8 @@ export class Vm {
    * pages whose content was destroyed, gfns zapped beyond the range.
    */
   losses(): LossReport {
-    const at = this.#wasm.CONTROL_AT_LOSS_COUNT.value >>> 2;
-    const first = this.#wasm.LOSSES_BASE.value >>> 2;
+    const at = layout.CONTROL_AT_LOSS_COUNT >>> 2;
+    const first = layout.LOSSES_BASE >>> 2;
     const stats = this.stats();
     return {
       privatePagesLost: stats.private_pages_lost,
@@ -1031,42 +1029,38 @@ export class Vm {
    */
   readTrace<T>(read: (words: Uint32Array, records: number) => T): T {
     if (typeof read !== 'function') throw new TypeError(`read is ${String(read)}: it must be a function`);
-    const wasm = this.#wasm;
-    const records = this.#words[wasm.CONTROL_AT_TRACE_COUNT.value >>> 2];
-    const first = wasm.RING_BASE.value >>> 2;
+    const records = this.#words[layout.CONTROL_AT_TRACE_COUNT >>> 2];
+    const first = layout.RING_BASE >>> 2;
     const result = read(this.#words.subarray(first, first + records * 4), records);
     this.#forgetTrace();
     return result;
   }
   #forgetTrace(): void {
-    const wasm = this.#wasm;
-    this.#words[wasm.CONTROL_AT_TRACE_COUNT.value >>> 2] = 0;
-    this.#words[wasm.CONTROL_AT_TRACE_DROPPED.value >>> 2] = 0;
-    this.#words[(wasm.CONTROL_AT_TRACE_DROPPED.value >>> 2) + 1] = 0;
+    this.#words[layout.CONTROL_AT_TRACE_COUNT >>> 2] = 0;
+    this.#words[layout.CONTROL_AT_TRACE_DROPPED >>> 2] = 0;
+    this.#words[(layout.CONTROL_AT_TRACE_DROPPED >>> 2) + 1] = 0;
   }
 
   /** The events since the last call, oldest first. Empty unless `traceRecords` was given. */
   trace(): TraceEvent[] {
-    const wasm = this.#wasm;
-    const count = this.#words[wasm.CONTROL_AT_TRACE_COUNT.value >>> 2];
-    const events = decodeTrace(new Uint32Array(this.#memory.buffer, wasm.RING_BASE.value, count * 4), count);
+    const count = this.#words[layout.CONTROL_AT_TRACE_COUNT >>> 2];
+    const events = decodeTrace(new Uint32Array(this.#memory.buffer, layout.RING_BASE, count * 4), count);
     this.#forgetTrace();
     return events;
   }
 
   /** Events that found the ring full since it was last read: the newest are dropped. */
   get traceDropped(): number {
-    const at = this.#wasm.CONTROL_AT_TRACE_DROPPED.value >>> 2;
+    const at = layout.CONTROL_AT_TRACE_DROPPED >>> 2;
     return this.#words[at] + this.#words[at + 1] * 4294967296;
   }
 
   /** The live roots: index in the engine, kind and address space, oldest first. */
   #roots(): { index: number; mirror: boolean; asId: number; invalid: boolean; sequence: number }[] {
-    const wasm = this.#wasm;
     const roots = [];
-    const count = this.#words[wasm.CONTROL_AT_ROOT_HIGH_WATER.value >>> 2];
+    const count = this.#words[layout.CONTROL_AT_ROOT_HIGH_WATER >>> 2];
     for (let index = 0; index < count; index++) {
-      const at = (wasm.ROOTS_BASE.value + index * wasm.ROOT_BYTES.value) >>> 2;
+      const at = (layout.ROOTS_BASE + index * layout.ROOT_BYTES) >>> 2;
       if (this.#words[at + 4] === 0) continue;
       roots.push({
         index,
@@ -1093,8 +1087,8 @@ export class Vm {
     const [low, high] = halvesOf(gpa, 'gpa');
     const wasm = this.#wasm;
     const directBits =
-      this.#words[wasm.CONTROL_AT_DIRECT_BITS.value >>> 2] +
-      this.#words[(wasm.CONTROL_AT_DIRECT_BITS.value >>> 2) + 1] * 4294967296;
+      this.#words[layout.CONTROL_AT_DIRECT_BITS >>> 2] +
+      this.#words[(layout.CONTROL_AT_DIRECT_BITS >>> 2) + 1] * 4294967296;
     let gfn = Math.floor((low + high * 4294967296) / PAGE);
     const shared = directBits !== 0 && gfn >= directBits;
     if (shared) gfn -= directBits;
@@ -1133,7 +1127,7 @@ export class Vm {
     integer(asId, 'asId', 0, 1);
     const wasm = this.#wasm;
     const codes = new Uint32Array(gfns.length);
-    const capacity = wasm.IO_BYTES.value >>> 3;
+    const capacity = layout.IO_BYTES >>> 3;
     for (let from = 0; from < gfns.length; from += capacity) {
       const piece = from === 0 && gfns.length <= capacity ? gfns : gfns.subarray(from, from + capacity);
       this.#doubles.set(piece, this.#at.io >>> 3);
@@ -1149,7 +1143,7 @@ export class Vm {
     object(options, 'options');
     const runs: LeafRun[] = [];
     const wasm = this.#wasm;
-    const capacity = Math.floor(wasm.IO_BYTES.value / 48);
+    const capacity = Math.floor(layout.IO_BYTES / 48);
     for (const root of this.#roots()) {
       if (options.asId !== undefined && root.asId !== options.asId) continue;
       if (options.root !== undefined && root.mirror !== (options.root === 'mirror')) continue;
@@ -1169,7 +1163,7 @@ export class Vm {
    */
   check(): CheckFinding[] {
     const count = this.#run(() => this.#wasm.vmCheck());
-    return decodeCheck(this.#doubles.subarray(this.#at.io >>> 3), count, Math.floor(this.#wasm.IO_BYTES.value / 48));
+    return decodeCheck(this.#doubles.subarray(this.#at.io >>> 3), count, Math.floor(layout.IO_BYTES / 48));
   }
 
   /** @internal */
@@ -1185,9 +1179,8 @@ export class Vm {
     if (this.options.type !== 'tdx') {
       throw new KvmError('EINVAL', 'tdx', `tdx: EINVAL: type is ${this.options.type}: only a TD has a TDX module`);
     }
-    const wasm = this.#wasm;
-    const at = wasm.CONTROL_AT_TD_EPOCH.value >>> 2;
-    const state = this.#words[wasm.CONTROL_AT_TD_STATE.value >>> 2];
+    const at = layout.CONTROL_AT_TD_EPOCH >>> 2;
+    const state = this.#words[layout.CONTROL_AT_TD_STATE >>> 2];
     return {
       epoch: this.#words[at] + this.#words[at + 1] * 4294967296,
       state: state === 1 ? 'build' : state === 2 ? 'runnable' : 'teardown',
@@ -1197,7 +1190,7 @@ export class Vm {
   septLeafs(): SeptRun[] {
     const runs: SeptRun[] = [];
     const wasm = this.#wasm;
-    const capacity = Math.floor(wasm.IO_BYTES.value / 48);
+    const capacity = Math.floor(layout.IO_BYTES / 48);
     for (let from = 0; ; ) {
       const count = check(
         this.#run(() => wasm.inspectSept(from)),
@@ -1230,14 +1223,13 @@ export class Vm {
 
   /** The state of invalidation: how many are in progress, the sequence count, the hull in gfns (null: INVALID). */
   get invalidate(): { inProgress: number; seq: number; start: number | null; end: number | null } {
-    const wasm = this.#wasm;
     const u64 = (at: number) => this.#words[at >>> 2] + this.#words[(at >>> 2) + 1] * 4294967296;
     const bound = (at: number) => (this.#words[(at >>> 2) + 1] === 0xffffffff ? null : u64(at));
     return {
-      inProgress: this.#words[wasm.CONTROL_AT_INV_IN_PROGRESS.value >>> 2],
-      seq: u64(wasm.CONTROL_AT_INV_SEQ.value),
-      start: bound(wasm.CONTROL_AT_INV_START.value),
-      end: bound(wasm.CONTROL_AT_INV_END.value),
+      inProgress: this.#words[layout.CONTROL_AT_INV_IN_PROGRESS >>> 2],
+      seq: u64(layout.CONTROL_AT_INV_SEQ),
+      start: bound(layout.CONTROL_AT_INV_START),
+      end: bound(layout.CONTROL_AT_INV_END),
     };
   }
 
@@ -1266,7 +1258,7 @@ export class Vm {
   }
   /** The VM was bugged or died: every ioctl fails with EIO. */
   get dead(): boolean {
-    return this.#words[this.#wasm.CONTROL_AT_DEAD.value >>> 2] !== 0;
+    return this.#words[layout.CONTROL_AT_DEAD >>> 2] !== 0;
   }
 
   // --- Snapshots -------------------------------------------------------------------------------------------------------
@@ -1295,7 +1287,6 @@ export class Vm {
    */
   snapshot(): Uint8Array {
     if (this.#fault !== undefined) throw this.#fault;
-    const wasm = this.#wasm;
     // The scratch results are no state.
     this.#doubles.fill(0, this.#at.result0, this.#at.result0 + 4);
     const regions = this.#regions();
@@ -1305,7 +1296,7 @@ export class Vm {
     const header = new Uint32Array(copy.buffer, 0, SNAPSHOT_HEADER_WORDS + regions.length * 2);
     header[0] = SNAPSHOT_MAGIC;
     header[1] = SNAPSHOT_VERSION;
-    header[2] = wasm.LAYOUT_HASH.value;
+    header[2] = layout.LAYOUT_HASH;
     header[3] = this.#memory.buffer.byteLength / 65536;
     header[4] = regions.length;
     header[5] = this.options.debug ? 1 : 0;
@@ -1331,10 +1322,9 @@ export class Vm {
     if (snapshot.byteLength < SNAPSHOT_HEADER_WORDS * 4) refuse('it is cut short');
     const aligned = snapshot.byteOffset % 4 === 0 ? snapshot : snapshot.slice();
     const header = new Uint32Array(aligned.buffer, aligned.byteOffset, aligned.byteLength >>> 2);
-    const wasm = this.#wasm;
     if (header[0] !== SNAPSHOT_MAGIC) refuse('it is no snapshot of eptsim');
     if (header[1] !== SNAPSHOT_VERSION) refuse(`it has version ${header[1]}, not ${SNAPSHOT_VERSION}`);
-    if (header[2] !== wasm.LAYOUT_HASH.value >>> 0) refuse('another build with another memory layout wrote it');
+    if (header[2] !== layout.LAYOUT_HASH) refuse('another build with another memory layout wrote it');
     if (header[5] !== (this.options.debug ? 1 : 0)) refuse('the other of the debug and release builds wrote it');
     const pages = this.#memory.buffer.byteLength / 65536;
     if (header[3] !== pages) refuse(`its VM had a memory of ${header[3]} pages of 64 KiB, this one has ${pages}`);
@@ -1353,8 +1343,8 @@ export class Vm {
       at += bytes;
     }
     if (at !== snapshot.byteLength) refuse(`it should have ${at} bytes`);
-    const fixed = wasm.CONTROL_AT_FIXED.value - regions[0].start + regions[0].at;
-    const ours = new Uint8Array(this.#memory.buffer, wasm.CONTROL_AT_FIXED.value, wasm.CONTROL_FIXED_BYTES.value);
+    const fixed = layout.CONTROL_AT_FIXED - regions[0].start + regions[0].at;
+    const ours = new Uint8Array(this.#memory.buffer, layout.CONTROL_AT_FIXED, layout.CONTROL_FIXED_BYTES);
     if (ours.some((byte, index) => byte !== aligned[fixed + index])) refuse('its VM was created with other options');
     // What its control block says of the regions must be what it holds.
     const [control] = regions;

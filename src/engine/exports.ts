@@ -1,6 +1,6 @@
-// The typed ABI: what the engine exports, as assembly/index.ts lists it, and the names of what it numbers.
+// The typed ABI: the functions that the engine exports, as assembly/index.ts lists them, and the names of what it numbers.
+// The constants in that list are in layout.ts, which the build writes.
 
-type Global = { readonly value: number };
 type Call = (...args: number[]) => number;
 
 export interface EngineExports {
@@ -87,44 +87,6 @@ export interface EngineExports {
   inspectSptes: Call;
   vmCheck: Call;
   staleSharedLeafs: Call;
-  CONTROL_AT_TRACE_COUNT: Global;
-  CONTROL_AT_TRACE_DROPPED: Global;
-  CONTROL_AT_PAUSED: Global;
-  CONTROL_AT_PAUSE_GFN: Global;
-  CONTROL_AT_BUDGET: Global;
-  CONTROL_AT_STOP_MASK: Global;
-  CONTROL_AT_LOSS_COUNT: Global;
-  CONTROL_AT_OPERATION: Global;
-  CONTROL_AT_YIELD_GFN: Global;
-  CONTROL_AT_YIELD_ARMED: Global;
-  CONTROL_AT_RESULT0: Global;
-  CONTROL_AT_INV_IN_PROGRESS: Global;
-  CONTROL_AT_INV_SEQ: Global;
-  CONTROL_AT_INV_START: Global;
-  CONTROL_AT_INV_END: Global;
-  CONTROL_AT_DEAD: Global;
-  CONTROL_AT_DESTROYED: Global;
-  CONTROL_AT_ROOT_HIGH_WATER: Global;
-  CONTROL_AT_GMEM_HIGH_WATER: Global;
-  CONTROL_AT_DIRECT_BITS: Global;
-  CONTROL_AT_TD_EPOCH: Global;
-  CONTROL_AT_TD_STATE: Global;
-  CONTROL_AT_FIXED: Global;
-  CONTROL_FIXED_BYTES: Global;
-  COUNTERS_BASE: Global;
-  COUNTER_COUNT: Global;
-  LAYOUT_HASH: Global;
-  BITMAP_BASE: Global;
-  BITMAP_BYTES: Global;
-  IO_BASE: Global;
-  IO_BYTES: Global;
-  LOSSES_BASE: Global;
-  PAUSE_BASE: Global;
-  RING_BASE: Global;
-  ROOTS_BASE: Global;
-  ROOT_BYTES: Global;
-  GMEM_BASE: Global;
-  GMEM_BYTES: Global;
 }
 
 /** What the build that can pause has beside (Binaryen's asyncify). */

@@ -1,6 +1,7 @@
 // From bytes to an instance: finds, compiles and caches the engine's Wasm, in Node, browsers and workers.
 
 import type { EngineExports } from './exports.ts';
+import { layout } from './layout.ts';
 
 export type WasmSource = WebAssembly.Module | BufferSource | Response | URL;
 
@@ -144,5 +145,9 @@ export function instantiateOver(
       },
     },
   });
+  const hash = instance.exports.LAYOUT_HASH as WebAssembly.Global | undefined;
+  if (hash === undefined || hash.value >>> 0 !== layout.LAYOUT_HASH) {
+    throw new Error('the engine was not built with this version of eptsim');
+  }
   return instance.exports as unknown as EngineExports;
 }
