@@ -4,6 +4,7 @@
 
 import { counter as counterValue, ctl, PROFILE_RFC_V4, SEAMCALL_STATUS_BASE, VM_SNP, VM_TDX } from './control';
 import { clearDirtyLog, dirtyRuns, getDirtyLogCheck, getDirtyLogProtect } from './dirty_log';
+import { vmGfnRange, vmGfnRanges, vmZapGfnRange } from './gfn_range';
 import { gmemHostAccess, gmemPin, gmemSetAttributes } from './gmem_attributes';
 import { gmemCreate, gmemFallocate, gmemMemoryError } from './guest_memfd';
 import {
@@ -43,15 +44,7 @@ import { tdxSeamcall } from './tdx';
 import { PAGE_ACCEPT, STATUSES, septFlags, septUnderBlockedTable, tableBlocked } from './tdx_module';
 import { tdxInitMemRegion, tdxMapGpa, vcpuAccept } from './tdx_vcpu';
 import { vcpuAccess, vcpuBeginFault, vcpuPreFaultMemory, vcpuSetAddressSpace } from './vcpu';
-import {
-  vmDestroy,
-  vmEnableCap,
-  vmGfnRange,
-  vmRecoverNxHugePages,
-  vmReleaseGmem,
-  vmWriteNxHugePages,
-  vmZapGfnRange,
-} from './vm';
+import { vmDestroy, vmEnableCap, vmRecoverNxHugePages, vmReleaseGmem, vmWriteNxHugePages } from './vm';
 
 function u64Of(low: u32, high: u32): u64 {
   return <u64>low | ((<u64>high) << 32);
@@ -192,6 +185,21 @@ export function abiGfnRange(
   const shut = gate(GATE_OPERATION);
   if (shut != 0) return shut;
   return vmGfnRange(call, asId, slot, startGfn, endGfn, u64Of(argLow, argHigh), selector);
+}
+export function abiGfnRanges(
+  call: u32,
+  asId: u32,
+  slot: u32,
+  ranges: u32,
+  npages: f64,
+  argLow: u32,
+  argHigh: u32,
+  selector: u32,
+  looks: u32,
+): i32 {
+  const shut = gate(GATE_OPERATION);
+  if (shut != 0) return shut;
+  return vmGfnRanges(call, asId, slot, ranges, npages, u64Of(argLow, argHigh), selector, looks);
 }
 export function abiZapGfnRange(startGfn: f64, endGfn: f64): i32 {
   return vmZapGfnRange(startGfn, endGfn);

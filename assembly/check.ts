@@ -184,7 +184,7 @@ export function inspectWalk(rootIndex: u32, gfn: f64): i32 {
 }
 
 /** What a walk for `key` ends at: the code of trace.ts, and the level at bit 16. */
-function spteAt(root: Root, key: u64): u32 {
+export function spteAt(root: Root, key: u64): u32 {
   treeLook(rootEntry(root), rootEntryLevel(), key);
   let code = codeOfFlags(atFlags);
   if (code == SPTE_NONPRESENT && atTag == LT) code = sideGet(sideKey(indexOf(root), key));
@@ -197,6 +197,10 @@ export function inspectSpte(kind: u32, asId: u32, gfn: f64): u32 {
   return root === null ? 0 : spteAt(root, <u64>gfn | keyBitsOf(root));
 }
 
+export function isGfn(value: f64): bool {
+  return value >= 0 && value < 4503599627370496.0 && value == floor(value);
+}
+
 /**
  * inspectSpte() of the `gfns` doubles at IO_BASE, each answer a u32 in their place. Returns how many were answered: it
  * ends before the first that is no gfn.
@@ -206,7 +210,7 @@ export function inspectSptes(kind: u32, asId: u32, gfns: u32): u32 {
   const bits: u64 = root === null ? 0 : keyBitsOf(root);
   for (let index: u32 = 0; index < gfns; index++) {
     const gfn = load<f64>(IO_BASE + ((<usize>index) << 3));
-    if (!(gfn >= 0 && gfn < 4503599627370496.0 && gfn == floor(gfn))) return index;
+    if (!isGfn(gfn)) return index;
     store<u32>(IO_BASE + ((<usize>index) << 2), root === null ? 0 : spteAt(root, <u64>gfn | bits));
   }
   return gfns;

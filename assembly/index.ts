@@ -18,6 +18,7 @@ export {
   abiGetDirtyLogCheck,
   abiGetDirtyLogProtect,
   abiGfnRange,
+  abiGfnRanges,
   abiGmemCreate,
   abiGmemFallocate,
   abiGmemHostAccess,
@@ -103,6 +104,7 @@ export {
   COUNTERS_BASE,
   LAYOUT_HASH,
 } from './control';
+export { vmCheckGfnRanges, vmFlushRemoteTlbs } from './gfn_range';
 export {
   BITMAP_BASE,
   BITMAP_BYTES,
@@ -132,4 +134,4 @@ export {
 // vCPUs
 export { vcpuDropFault, vcpuFinishFault, vcpuRun, vcpuSetInGuest } from './vcpu';
 // life
-export { vmCreate, vmFlushRemoteTlbs, vmSetOption } from './vm';
+export { vmCreate, vmSetOption } from './vm';

@@ -47,7 +47,7 @@ export function unmapGfnRange(slot: Memslot, startGfn: u64, endGfn: u64, arg: u6
   if (ctl.traceOn != 0) traceRange(EV_UNMAP_GFN_RANGE, slot, startGfn, endGfn, arg, selector);
   lossRequest(startGfn, endGfn, arg, selector);
   const roots = vendorRootsOfRange(selector, arg);
-  if (!vendorSplitForZap(startGfn, endGfn, roots)) ctl.splitFailed = 1;
+  if (ctl.privateHugePages != 0 && !vendorSplitForZap(startGfn, endGfn, roots)) ctl.splitFailed = 1;
   const whole = ctl.splitFailed == 0;
   const flush =
     whole && tdpMmuUnmapRange(roots, slot.asId, startGfn, endGfn, (selector & MAY_BLOCK) != 0, false, false);

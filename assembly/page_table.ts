@@ -885,6 +885,27 @@ export function treeLook(entryPtr: usize, level: i32, key: u64): void {
   atLevel = tag == UNIFORM ? <i32>((desc >> 3) & 15) : level;
 }
 
+let touched: u32 = 0;
+/**
+ * Finds the entry that answers for `key` (atEntry, atTag) and reads what changing its presence will: the counts, the words of
+ * presence and A. Done for many keys before the first is changed, the cache misses are waited for together.
+ */
+export function treeTouch(entryPtr: usize, level: i32, key: u64): void {
+  let desc = load<u32>(entryPtr);
+  while ((desc & 7) == TABLE) {
+    level--;
+    entryPtr = childPtr(entryPtr, indexAt(key, level));
+    desc = load<u32>(entryPtr);
+  }
+  atEntry = entryPtr;
+  atTag = desc & 7;
+  const group = (desc >> 24) & 15;
+  if (group == 0) return;
+  const ptr = blockPtr(load<u32>(entryPtr, 4)) + ((<usize>((<u32>key & 511) >> 6)) << 3);
+  touched ^= load<u32>(ptr);
+  if (!isSingle(group)) touched ^= load<u32>(ptr, 64 << COUNTED_SHIFT);
+}
+
 /** The flags of `key`: 0 if absent. */
 export function treeFlags(entryPtr: usize, level: i32, key: u64): u32 {
   while (tagOf(entryPtr) == TABLE) {

@@ -68,6 +68,7 @@ import {
   treeLook,
   treeModify,
   treeSet,
+  treeTouch,
   UNIFORM,
   valueWord,
   want,
@@ -388,6 +389,11 @@ function tracksInBatch(): bool {
   return ctl.trackBatched != 0 && !tdxMayDisagree();
 }
 
+/** Whether a walk that may yield is to stop somewhere: at an injected yield, or when its budget is used up. */
+function mayStop(canYield: bool): bool {
+  return canYield && (ctl.yieldArmed != 0 || (ctl.budget < Infinity && ctl.paused == 0));
+}
+
 /** As walkAtOnce(), in pieces where a budget or an injected yield asks for them. */
 function walkRange(
   root: Root,
@@ -401,7 +407,7 @@ function walkRange(
   sharedMode: bool,
   flush: bool,
 ): bool {
-  if (canYield && (ctl.yieldArmed != 0 || (ctl.budget < Infinity && ctl.paused == 0))) {
+  if (mayStop(canYield)) {
     return walkInPieces(root, startGfn, endGfn, walkOp, need, clear, lowest, sharedMode, flush);
   }
   return walkAtOnce(root, startGfn, endGfn, walkOp, need, clear, lowest, sharedMode, flush);
@@ -530,15 +536,81 @@ export function tdpMmuUnmapRange(
   validOnly: bool,
   flush: bool,
 ): bool {
+  // Within one leaf table, with nothing to report and nothing that could stop it.
+  const isShort =
+    (startGfn ^ (endGfn - 1)) >> 9 == 0 && ctl.traceOn == 0 && ctl.staleRecords == 0 && !mayStop(canYield);
   let root = nextRoot(0);
   while (root !== null) {
     const sequence = root.sequence;
     if (((kinds >> root.kind) & 1) != 0 && (asId == ALL_AS || root.asId == asId) && !(validOnly && root.invalid != 0)) {
-      flush = tdpMmuZapLeafs(root, startGfn, endGfn, canYield, flush);
+      const zapped = isShort ? zapInLeafTable(root, startGfn, endGfn) : -1;
+      if (zapped < 0) flush = tdpMmuZapLeafs(root, startGfn, endGfn, canYield, flush);
+      else if (zapped > 0 && root.invalid == 0) flush = true;
     }
     root = nextRoot(sequence);
   }
   return flush;
+}
+
+/**
+ * As tdpMmuZapLeafs() of a range within 512 gfns aligned to 512, where the walk ends at a leaf table or at nothing: most of
+ * the zaps there are, without the general walk's settings. Returns the leaves zapped; -1, with nothing done, where
+ * it ends otherwise.
+ */
+function zapInLeafTable(root: Root, startGfn: u64, endGfn: u64): i32 {
+  // A mirror root's zaps reach the S-EPT; a range that ends where an entry of level 3 does may fold it.
+  if (root.kind != ROOT_DIRECT || (endGfn & (pagesOf(3) - 1)) == 0) return -1;
+  const bits = ctl.directBits;
+  if (endGfn > maxGfnExclusive(bits)) return -1;
+  const key = startGfn | bits;
+  let entry = entryOf(root);
+  let level = rootEntryLevel();
+  let tag = tagOf(entry);
+  while (tag == TABLE) {
+    level--;
+    entry = childPtr(entry, indexAt(key, level));
+    tag = tagOf(entry);
+  }
+  if (tag != LT && tag != EMPTY) return -1;
+  for (let at = level; at <= <i32>ctl.rootLevel; at++) count(C_VISITED_L1 + at - 1, 1);
+  ctl.walkHits = 0;
+  if (tag == EMPTY) return 0;
+  count(C_VISITED_L1, endGfn - startGfn);
+  const leafs = ltClear(entry, <i32>(startGfn & 511), <i32>((endGfn - 1) & 511) + 1);
+  if (leafs == 0) return 0;
+  ctl.walkHits = <u64>leafs;
+  zapped(root, <u64>leafs, 0, 0, 0);
+  if (root.invalid == 0) ctl.flushOwed = 1;
+  return <i32>leafs;
+}
+
+/**
+ * The root that tdpMmuUnmapRange() of any range would walk, where it is one valid direct root and nothing asks for more than
+ * zapping its leaves: no trace, no yield, no records to keep. Else null.
+ */
+export function tdpMmuPlainRoot(kinds: u32, asId: u32, canYield: bool): Root | null {
+  if (kinds != ROOTS_DIRECT || ctl.traceOn != 0 || ctl.staleRecords != 0 || mayStop(canYield)) return null;
+  let plain: Root | null = null;
+  for (let number = ctl.rootNewest; number != 0; number = rootAt(number - 1).older) {
+    const root = rootAt(number - 1);
+    if (root.kind != ROOT_DIRECT || root.asId != asId) continue;
+    if (root.invalid != 0 || plain !== null) return null;
+    plain = root;
+  }
+  return plain;
+}
+
+/** The entry of the leaf table that the walk for `gfn` ends at, its memory read; 0 where the walk ends otherwise. */
+export function tdpMmuLeafTable(root: Root, gfn: u64): usize {
+  treeTouch(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root));
+  return atTag == LT ? atEntry : 0;
+}
+
+/** Books zaps of `leafs` 4K leaves in `root`: walks of `pages` gfns each that ended at `tables` leaf tables. */
+export function tdpMmuZappedIn(root: Root, tables: u64, pages: u64, leafs: u64): void {
+  for (let level = <i32>ctl.rootLevel; level >= 2; level--) count(C_VISITED_L1 + level - 1, tables);
+  count(C_VISITED_L1, tables * pages);
+  if (leafs != 0) zapped(root, leafs, 0, 0, 0);
 }
 
 /** The gfn behind the first that an accessed leaf of [startGfn, endGfn) maps; 0 if there is none. */

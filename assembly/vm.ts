@@ -1,34 +1,19 @@
-// A VM's life: what it is, its capabilities, its end; and the kvm_gfn_range calls made directly.
+// A VM's life: what it is, its capabilities, its end.
 // Mirrors: virt/kvm/kvm_main.c (kvm_create_vm, kvm_destroy_vm), arch/x86/kvm/x86.c (kvm_vm_ioctl_enable_cap)
 
 import { recoverNxHugePages } from './collapse';
-import {
-  C_LOCK_SECTIONS,
-  count,
-  ctl,
-  FORM_GMEM_V13,
-  INHIBIT_TREE,
-  PROFILE_6_12,
-  PROFILE_6_16,
-  SEPT_TREE,
-  VM_TDX,
-} from './control';
+import { C_LOCK_SECTIONS, count, ctl, INHIBIT_TREE, PROFILE_6_16, SEPT_TREE, VM_TDX } from './control';
 import { gmemRelease } from './guest_memfd';
 import { RING_BASE, TRACE_RECORD_BYTES } from './layout';
-import { PRODUCER_DIRECT } from './losses';
 import { invalidateRoots, zapAllFast, zapInvalidatedRoots } from './memory_region';
-import { endGfnOf, memslotAt } from './memslots';
-import { ageGfn, setSpteGfn, testAgeGfn, unmapGfnRange, zapGfnRange } from './mmu';
 import { freeSubtree, reserve } from './page_table';
-import { EINVAL, EIO, EOPNOTSUPP, STATUS_CAPACITY, STATUS_DESTROYED } from './status';
+import { EINVAL, STATUS_CAPACITY, STATUS_DESTROYED } from './status';
 import { nextRoot, ROOT_DIRECT, ROOT_MIRROR, tdpMmuZapRoot } from './tdp_mmu';
 import { tdxReleaseHkid } from './tdx';
 import { septInit, septLevel, TD_BUILD, TD_RUNNABLE } from './tdx_module';
-import { flushRemoteTlbs } from './tlb';
 import { EV_FLUSH_SHADOW_ALL, EV_RECLAIMED, EV_ZAP_ALL, trace } from './trace';
 import { unloadRoots } from './vcpu';
 import { vcpuAt } from './vcpus';
-import { ONLY_PRIVATE, ONLY_SHARED } from './vendor';
 
 /** Written by vmCreate() first: a snapshot of another layout is refused by it. */
 export const LAYOUT_VERSION: u32 = 2;
@@ -222,66 +207,6 @@ export function vmEnableCap(cap: u32, flags: u64, arg0: u64): i32 {
     return 0;
   }
   return -EINVAL;
-}
-
-// --- kvm_gfn_range, called directly ----------------------------------------------------------------------------------
-
-export const CALL_UNMAP: u32 = 0;
-export const CALL_AGE: u32 = 1;
-export const CALL_TEST_AGE: u32 = 2;
-export const CALL_SET_SPTE: u32 = 3;
-
-/**
- * Calls one kvm_gfn_range handler. Returns its boolean, or -EINVAL: no such slot, a range that is empty or not within
- * the slot, a pair of bools that the form refuses, set_spte of more than one gfn; -EOPNOTSUPP: set_spte on a kernel
- * without it.
- */
-export function vmGfnRange(
-  call: u32,
-  asId: u32,
-  slotId: u32,
-  startGfn: f64,
-  endGfn: f64,
-  arg: u64,
-  selector: u32,
-): i32 {
-  if (asId >= ctl.asCount || slotId > 32766) return -EINVAL;
-  const slot = memslotAt(asId, slotId);
-  if (slot.used == 0) return -EINVAL;
-  const start = <u64>startGfn;
-  const end = <u64>endGfn;
-  if (start >= end || start < slot.baseGfn || end > endGfnOf(slot)) return -EINVAL;
-  const both = ONLY_PRIVATE | ONLY_SHARED;
-  if (ctl.filterForm == FORM_GMEM_V13 && (selector & both) == both) return -EINVAL;
-  if (call == CALL_SET_SPTE && (ctl.profile == PROFILE_6_12 || ctl.profile == PROFILE_6_16)) return -EOPNOTSUPP;
-  if (call == CALL_SET_SPTE && end != start + 1) return -EINVAL;
-  if (!reserve(64, 24)) return STATUS_CAPACITY;
-  let result: bool;
-  ctl.producer = PRODUCER_DIRECT;
-  if (call == CALL_UNMAP) result = unmapGfnRange(slot, start, end, arg, selector);
-  else if (call == CALL_AGE) result = ageGfn(slot, start, end, selector);
-  else if (call == CALL_TEST_AGE) result = testAgeGfn(slot, start, end, selector);
-  else result = setSpteGfn(slot, start, end, arg, selector);
-  // The flush that a true asks for is the caller's from here on.
-  if (result) ctl.flushOwed = 0;
-  if (ctl.splitFailed != 0) return -EIO;
-  return result ? 1 : 0;
-}
-
-/** kvm_zap_gfn_range(), called directly (mmu.ts). Returns -EINVAL if the range is empty. */
-export function vmZapGfnRange(startGfn: f64, endGfn: f64): i32 {
-  const start = <u64>startGfn;
-  const end = <u64>endGfn;
-  if (start >= end) return -EINVAL;
-  if (!reserve(64, 24)) return STATUS_CAPACITY;
-  zapGfnRange(start, end);
-  return 0;
-}
-
-/** The caller of vmGfnRange() does the flush that it owes. */
-export function vmFlushRemoteTlbs(): i32 {
-  flushRemoteTlbs();
-  return 0;
 }
 
 // --- The end ---------------------------------------------------------------------------------------------------------

@@ -183,7 +183,8 @@ async function compile(entry: string, target: 'debug' | 'release'): Promise<Uint
  */
 const hot: Record<string, string[]> = {
   abi: ['abiAccess', 'abiGfnRange'],
-  check: ['inspectSpte', 'spteAt'],
+  check: ['inspectSpte', 'inspectSptes', 'spteAt'],
+  gfn_range: ['findLeafTables', 'vmCheckGfnRanges', 'vmGfnRange', 'vmGfnRanges'],
   host_mm: ['faultMapped', 'hostFaultPlain'],
   invalidate: ['mmuInvalidateBegin'],
   mem_attributes: [
@@ -200,15 +201,16 @@ const hot: Record<string, string[]> = {
   tdp_iter: ['uniform', 'uniformAtOnce', 'visit', 'walkEntry', 'walkPiece'],
   tdp_mmu: [
     ...['countLeafs', 'settle', 'tdpMmuAge', 'tdpMmuCountFaults', 'tdpMmuLook', 'tdpMmuMap', 'tdpMmuSideCode'],
-    ...['tdpMmuMapAbsent', 'tdpMmuUnmapRange', 'walkAtOnce', 'wantWalk'],
+    ...['tdpMmuMapAbsent', 'tdpMmuUnmapRange', 'walkAtOnce', 'wantWalk', 'zapInLeafTable'],
   ],
   vcpu: ['accessOnce', 'enterGuest', 'flushIfAsked'],
-  vm: ['vmGfnRange'],
 };
 /** What is inlined into hot functions, by file. */
 const inlined: Record<string, string[]> = {
   abi: ['u64Of'],
+  check: ['isGfn', 'spteAt'],
   control: ['count'],
+  gfn_range: ['doRange', 'spteInLeafTable', 'takesRanges', 'vmGfnRange'],
   host_mm: ['hostFaultPlain', 'setResult'],
   host_vma: ['lookupVma'],
   memslots: ['gfnToMemslot', 'memslotAt', 'mixedTree', 'slotAtPlace'],
@@ -216,15 +218,24 @@ const inlined: Record<string, string[]> = {
   page_fault: ['faultPlain'],
   page_table: [
     ...['childPtr', 'descriptor', 'emptyLeafTable', 'indexAt', 'ltAdd', 'ltEmpty', 'ltFlags', 'pagesOf', 'planePtr'],
-    ...['reserve', 'valueWord', 'wantCuts', 'wordMask'],
+    ...['reserve', 'treeTouch', 'valueWord', 'wantCuts', 'wordMask'],
   ],
   pause: ['gate'],
   tdp_mmu: [
-    ...['keyBitsOf', 'maxGfnExclusive', 'nextRoot', 'settle', 'tdpMmuCountFaults', 'tdpMmuLook', 'tdpMmuMapAbsent'],
+    ...[
+      'keyBitsOf',
+      'maxGfnExclusive',
+      'mayStop',
+      'nextRoot',
+      'settle',
+      'tdpMmuCountFaults',
+      'tdpMmuLeafTable',
+      'tdpMmuLook',
+      'tdpMmuMapAbsent',
+    ],
   ],
   trace: ['codeOfFlags'],
   vendor: ['vendorRootsOfRange'],
-  vm: ['vmGfnRange'],
 };
 /** Parts of an expression up to which any function is inlined anywhere: a call is no smaller. */
 const TINY = 6;

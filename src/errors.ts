@@ -38,6 +38,8 @@ export class KvmError extends Error {
   override readonly name = 'KvmError';
   /** What KVM_PRE_FAULT_MEMORY left over, where the call has such a result. */
   left?: { gpa: bigint; size: bigint };
+  /** Of a call for many ranges: how many were done before the one that was refused. */
+  done?: number;
   /** Where guestMemfd.setMemoryAttributes() met a folio with an elevated refcount, in bytes of the file. */
   errorOffset?: bigint;
 
@@ -88,6 +90,14 @@ export function errorOf(status: number, call: string, values: Readonly<Record<st
   if (status === STATUS_NO_HANDLE) return said('EINVAL', 'no such vCPU, fault or root');
   const code = errnoName(-status);
   return said(code, WHY[code] ?? 'refused');
+}
+
+/** `error`, of one part of a call for `count`, where `done` were done before it. */
+export function errorAfter(done: number, count: number, error: KvmError): KvmError {
+  const said = error.message.replace('; nothing was changed', '');
+  const after = new KvmError(error.code, error.call, `${said}; ${done} of ${count} ranges were done before it`);
+  after.done = done;
+  return after;
 }
 
 const WHY: Readonly<Record<string, string>> = {

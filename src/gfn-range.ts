@@ -23,6 +23,30 @@ export interface KvmGfnRange {
   attrFilter?: number;
 }
 
+/** Ranges of one length in one memslot, each a call of its own, made one after the other. */
+export interface KvmGfnRanges extends Omit<KvmGfnRange, 'start' | 'end'> {
+  /** First gfn of each. */
+  starts: Float64Array;
+  /** Length of each, in gfns. */
+  npages: number;
+  /** gfns, one for each range: what a walk for it ends at is read right after that range was done. */
+  look?: Float64Array;
+  /** Arrays to put the results into, of one length with `starts`, instead of new ones: for calls made over and over. */
+  into?: { leafs: Float64Array; sptes?: Uint32Array };
+  /** Whose walk that is; default: a TD's mirror root, elsewhere the direct one. */
+  root?: 'direct' | 'mirror';
+}
+
+/** What unmapGfnRanges() and ageGfnRanges() did. */
+export interface GfnRangesResult {
+  /** Leaves zapped, or found young and aged, by each range. */
+  leafs: Float64Array;
+  /** What the single call would have returned, for any of them: a flush is asked for, a leaf was young. */
+  any: boolean;
+  /** For each gfn of `look` what sptes() would give; empty without. */
+  sptes: Uint32Array;
+}
+
 const GFN_END = 2 ** 52;
 
 function flag(value: unknown, name: string, byDefault: boolean): boolean {
@@ -67,4 +91,31 @@ export function rangeArguments(range: KvmGfnRange): RangeArguments {
     (flag(range.onlyPrivate, 'onlyPrivate', false) ? 8 : 0) |
     (flag(range.onlyShared, 'onlyShared', false) ? 16 : 0);
   return { asId, slot, start, end, argLow, argHigh, selector };
+}
+
+type TypedArrayOf = typeof Float64Array | typeof Uint32Array;
+function arrayOf(value: unknown, name: string, kind: TypedArrayOf, length?: number): void {
+  if (!(value instanceof kind)) throw new TypeError(`${name} must be a ${kind.name}`);
+  if (length !== undefined && value.length !== length) {
+    throw new RangeError(`${name} has ${value.length} elements: it must have one for each of the ${length} ranges`);
+  }
+}
+
+/**
+ * As rangeArguments(), of all but the gfns themselves, which the engine checks.
+ * @throws {TypeError | RangeError} arrays that are none, or not of one length; npages that is no integer from 1 on
+ */
+export function rangesArguments(ranges: KvmGfnRanges): RangeArguments {
+  object(ranges, 'ranges');
+  const { starts, look, into } = ranges;
+  arrayOf(starts, 'starts', Float64Array);
+  const { length } = starts;
+  const npages = integer(ranges.npages, 'npages', 1, GFN_END);
+  if (look !== undefined) arrayOf(look, 'look', Float64Array, length);
+  if (into !== undefined) {
+    object(into, 'into');
+    arrayOf(into.leafs, 'into.leafs', Float64Array, length);
+    if (look !== undefined) arrayOf(into.sptes, 'into.sptes', Uint32Array, length);
+  }
+  return rangeArguments({ ...ranges, start: 0, end: npages });
 }

@@ -4,7 +4,7 @@ export type { CounterName, StopPoint } from './engine/exports.ts';
 export type { WasmSource } from './engine/load.ts';
 export { EngineFault, KvmError } from './errors.ts';
 export { closeFd, type FdKind, openFd } from './fds.ts';
-export type { KvmGfnRange } from './gfn-range.ts';
+export type { GfnRangesResult, KvmGfnRange, KvmGfnRanges } from './gfn-range.ts';
 export { GuestMemfd } from './guest-memfd.ts';
 export { type Advice, type HostKind, HostMemory, type HvaRange } from './host-memory.ts';
 export type { CheckFinding, LeafRun, WalkEntry } from './inspect.ts';

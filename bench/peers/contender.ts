@@ -16,8 +16,8 @@ export type Walk = 'zap' | 'age';
 
 export interface Contender {
   readonly name: string;
-  /** Whether it has a part in `walk` on `guest`. */
-  takes(guest: Guest, walk: Walk): boolean;
+  /** Whether it has a part in `walk` on `guest`, in ranges of `npages` (0: all of it at once). */
+  takes(guest: Guest, walk: Walk, npages: number): boolean;
   /** Makes the guest, every table linked. */
   build(guest: Guest): Promise<void>;
   /** Maps the guest's pages as the workload has them; not timed. */

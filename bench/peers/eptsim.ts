@@ -2,7 +2,7 @@
 
 import { pathToFileURL } from 'node:url';
 import type { Vm } from '../../src/index.ts';
-import { type Guest, LEAVES, leafLevelAt, PAGE, pagesOf, SEED, stateOf } from '../workloads.ts';
+import { type Guest, LEAVES, leafLevelAt, PAGE, pagesOf, rangeStarts, SEED, stateOf } from '../workloads.ts';
 import { type Contender, now, type Outcome, type Walk } from './contender.ts';
 
 /** The API as it is shipped. */
@@ -76,11 +76,22 @@ function warmUp(): void {
         vm.unmapGfnRange(range);
         vm.spte(start);
       }
+      const starts = Float64Array.from(
+        rangeStarts(guest, npages, Math.min(1000, pagesOf(guest) / npages), 'random', round),
+      );
+      vm.restore(snapshot);
+      for (const { leafs, sptes } of [
+        vm.ageGfnRanges({ slot: 0, starts, npages, look: starts }),
+        vm.unmapGfnRanges({ slot: 0, starts, npages, look: starts }),
+      ]) {
+        totalsOf(leafs, sptes);
+      }
     }
     vm.restore(snapshot);
     vm.ageGfn({ slot: 0, start: 0, end: pagesOf(guest) });
-    vm.sptes(gfns);
+    sumOf(vm.sptes(gfns));
     vm.unmapGfnRange({ slot: 0, start: 0, end: pagesOf(guest) });
+    sumOf(vm.sptes(gfns));
   }
 }
 
@@ -89,15 +100,35 @@ function shown(code: number): number {
   return (code & 7) === 4 ? 1 | (((code >> 4) & 3) << 1) : 0;
 }
 
+/** The codes of seeded gfns, each weighed by its place, as every contender sums them. */
+function sumOf(codes: Uint32Array): number {
+  let looked = 0;
+  for (let at = 0; at < codes.length; at++) looked += shown(codes[at]) * (at + 1);
+  return looked;
+}
+
+/** What many ranges changed, and the states of the sptes read after each. */
+function totalsOf(leafs: Float64Array, sptes: Uint32Array): { leafs: number; looked: number } {
+  let changed = 0;
+  let looked = 0;
+  for (let at = 0; at < leafs.length; at++) {
+    changed += leafs[at];
+    looked += shown(sptes[at]);
+  }
+  return { leafs: changed, looked };
+}
+
+/** Many ranges in one call, as native's are one command; whole guests in one call each. */
 export class Eptsim implements Contender {
-  readonly name = 'eptsim';
+  readonly name: string = 'eptsim';
   #vm: Vm | undefined;
   #guest: Guest | undefined;
   #snapshot: Uint8Array | undefined;
-  #gfns: Uint32Array = new Uint32Array();
+  protected gfns: Uint32Array = new Uint32Array();
   #doubles = new Float64Array();
+  #into = { leafs: new Float64Array(), sptes: new Uint32Array() };
 
-  takes(guest: Guest): boolean {
+  takes(guest: Guest, _walk: Walk, _npages: number): boolean {
     return LEAVES[guest.leaves] > 0;
   }
   async build(guest: Guest): Promise<void> {
@@ -108,38 +139,67 @@ export class Eptsim implements Contender {
     this.#snapshot = this.#vm.snapshot();
   }
   async fill(): Promise<void> {
-    this.#vm!.restore(this.#snapshot!);
+    this.vm.restore(this.#snapshot!);
   }
   async use(gfns: Uint32Array): Promise<void> {
-    this.#gfns = gfns;
+    this.gfns = gfns;
     this.#doubles = Float64Array.from(gfns);
   }
-  #zapped(): number {
-    const vm = this.#vm!;
+  protected zapped(): number {
+    const { vm } = this;
     return vm.stat('leafs_zapped_direct_4k') + vm.stat('leafs_zapped_direct_2m');
   }
   #sum(): number {
-    const codes = this.#vm!.sptes(this.#doubles);
-    let looked = 0;
-    for (let at = 0; at < codes.length; at++) looked += shown(codes[at]) * (at + 1);
-    return looked;
+    return sumOf(this.vm.sptes(this.#doubles));
   }
   async whole(walk: Walk): Promise<Outcome> {
-    const vm = this.#vm!;
+    const vm = this.vm;
     const end = pagesOf(this.#guest!);
-    const before = walk === 'zap' ? this.#zapped() : vm.stat('leafs_aged');
+    const before = walk === 'zap' ? this.zapped() : vm.stat('leafs_aged');
     const start = now();
     if (walk === 'zap') vm.unmapGfnRange({ slot: 0, start: 0, end });
     else vm.ageGfn({ slot: 0, start: 0, end });
-    const leafs = (walk === 'zap' ? this.#zapped() : vm.stat('leafs_aged')) - before;
+    const leafs = (walk === 'zap' ? this.zapped() : vm.stat('leafs_aged')) - before;
     const looked = this.#sum();
     return { ns: now() - start, leafs, looked };
   }
   async ranges(walk: Walk, npages: number): Promise<Outcome> {
-    const vm = this.#vm!;
-    const gfns = this.#gfns;
+    const starts = this.#doubles;
+    const look = starts.map((start, at) => start + (at % npages));
+    if (this.#into.leafs.length !== starts.length) {
+      this.#into = { leafs: new Float64Array(starts.length).fill(1), sptes: new Uint32Array(starts.length).fill(1) };
+    }
+    const ranges = { slot: 0, starts, npages, look, into: this.#into };
+    const begun = now();
+    const { leafs, sptes } = walk === 'zap' ? this.vm.unmapGfnRanges(ranges) : this.vm.ageGfnRanges(ranges);
+    const found = totalsOf(leafs, sptes);
+    return { ns: now() - begun, ...found };
+  }
+  async look(): Promise<number> {
+    return this.#sum();
+  }
+  protected get vm(): Vm {
+    if (this.#vm === undefined) throw new Error(`${this.name}: build() comes first`);
+    return this.#vm;
+  }
+  async close(): Promise<void> {
+    this.#vm = undefined;
+    this.#snapshot = undefined;
+  }
+}
+
+/** The same ranges call by call, as a program that has one range at a time must: what the boundary costs. */
+export class EptsimByCall extends Eptsim {
+  override readonly name = 'eptsim, call by call';
+
+  override takes(guest: Guest, walk: Walk, npages: number): boolean {
+    return npages !== 0 && super.takes(guest, walk, npages);
+  }
+  override async ranges(walk: Walk, npages: number): Promise<Outcome> {
+    const { vm } = this;
+    const gfns = this.gfns;
     const zap = walk === 'zap';
-    let before = zap ? this.#zapped() : vm.stat('leafs_aged');
+    let before = zap ? this.zapped() : vm.stat('leafs_aged');
     let leafs = 0;
     let looked = 0;
     const begun = now();
@@ -147,19 +207,12 @@ export class Eptsim implements Contender {
       const start = gfns[at];
       if (zap) vm.unmapGfnRange({ slot: 0, start, end: start + npages });
       else vm.ageGfn({ slot: 0, start, end: start + npages });
-      const after = zap ? this.#zapped() : vm.stat('leafs_aged');
+      const after = zap ? this.zapped() : vm.stat('leafs_aged');
       leafs += after - before;
       before = after;
       const spte = vm.spte(start + (at % npages));
       if (spte.class === 'leaf') looked += 1 + (spte.accessed ? 2 : 0) + (spte.dirty ? 4 : 0);
     }
     return { ns: now() - begun, leafs, looked };
-  }
-  async look(): Promise<number> {
-    return this.#sum();
-  }
-  async close(): Promise<void> {
-    this.#vm = undefined;
-    this.#snapshot = undefined;
   }
 }

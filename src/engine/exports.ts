@@ -25,6 +25,8 @@ export interface EngineExports {
   abiWriteNxHugePages: Call;
   abiRecoverNxHugePages: Call;
   abiGfnRange: Call;
+  abiGfnRanges: Call;
+  vmCheckGfnRanges: Call;
   abiZapGfnRange: Call;
   vcpuRun: Call;
   vcpuSetInGuest: Call;

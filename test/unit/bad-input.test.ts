@@ -136,6 +136,23 @@ function regionRows(call: 'setUserMemoryRegion' | 'setUserMemoryRegion2'): Bad[]
 }
 
 const inRange = { slot: 0, start: 10, end: 20 };
+/** The fields that many ranges share with one, and their own. gfn-ranges.test.ts has what the engine refuses. */
+function rangesRows(call: 'unmapGfnRanges' | 'ageGfnRanges'): Bad[] {
+  const starts = Float64Array.of(10);
+  const ranges = ({ vm }: Targets, change: object) => vm[call]({ slot: 0, starts, npages: 1, ...change });
+  return [
+    ...args('ranges', ({ vm }, value) => vm[call](value)),
+    ...number('slot', 0, 65535, (targets, value) => ranges(targets, { slot: value })),
+    ...number('npages', 1, GFN_LIMIT, (targets, value) => ranges(targets, { npages: value })),
+    ['starts as an array', (targets) => ranges(targets, { starts: [10] }), /^starts must be a Float64Array/],
+    ['look as an array', (targets) => ranges(targets, { look: [10] }), /^look must be a Float64Array/],
+    ['into as a number', (targets) => ranges(targets, { into: 1 }), /^into is 1: it must be an object/],
+    ['mayBlock 1', (targets) => ranges(targets, { mayBlock: 1 }), /^mayBlock is 1: it must be a boolean/],
+    refused('no such slot', 'EINVAL', (targets) => ranges(targets, { slot: 9 })),
+    refused('behind the slot', 'EINVAL', (targets) => ranges(targets, { npages: 2 ** 40 })),
+  ];
+}
+
 function rangeRows(call: 'unmapGfnRange' | 'ageGfn' | 'testAgeGfn' | 'setSpteGfn'): Bad[] {
   const range = (targets: Targets, change: object) => targets.vm[call]({ ...inRange, end: 11, ...change });
   const flag = (name: string): Bad => [
@@ -348,6 +365,8 @@ const vmRows: Record<string, Bad[]> = {
   recoverNxHugePages: number('limit', 0, 2 ** 32 - 1, ({ vm }, value) => vm.recoverNxHugePages(value)),
   unmapGfnRange: rangeRows('unmapGfnRange'),
   ageGfn: rangeRows('ageGfn'),
+  unmapGfnRanges: rangesRows('unmapGfnRanges'),
+  ageGfnRanges: rangesRows('ageGfnRanges'),
   testAgeGfn: rangeRows('testAgeGfn'),
   setSpteGfn: [
     ...rangeRows('setSpteGfn'),
@@ -964,6 +983,8 @@ const valid: Record<string, (targets: Targets) => unknown> = {
   'Vm.clearDirtyLog': ({ vm }) => vm.clearDirtyLog({ slot: 0, firstPage: 0, numPages: 64, bitmap: 1n }),
   'Vm.unmapGfnRange': ({ vm }) => vm.unmapGfnRange(inRange),
   'Vm.ageGfn': ({ vm }) => vm.ageGfn(inRange),
+  'Vm.unmapGfnRanges': ({ vm }) => vm.unmapGfnRanges({ slot: 0, starts: Float64Array.of(10), npages: 1 }),
+  'Vm.ageGfnRanges': ({ vm }) => vm.ageGfnRanges({ slot: 0, starts: Float64Array.of(10), npages: 1 }),
   'Vm.testAgeGfn': ({ vm }) => vm.testAgeGfn(inRange),
   'Vm.setSpteGfn': ({ vm }) => vm.setSpteGfn({ ...inRange, end: 11 }),
   'Vm.zapGfnRange': ({ vm }) => vm.zapGfnRange(0, 9),

@@ -1,0 +1,231 @@
+// The kvm_gfn_range handlers as their own callers see them: one range, many of one length, kvm_zap_gfn_range().
+// Mirrors: arch/x86/kvm/mmu/mmu.c (kvm_unmap_gfn_range, kvm_age_gfn, kvm_test_age_gfn, kvm_set_spte_gfn)
+
+import { isGfn, spteAt } from './check';
+import { C_LEAFS_AGED, C_ZAPPED_DIRECT_4K, counter, ctl, FORM_GMEM_V13, PROFILE_6_12, PROFILE_6_16 } from './control';
+import { IO_BASE } from './layout';
+import { lossRequest, PRODUCER_DIRECT } from './losses';
+import { endGfnOf, Memslot, memslotAt } from './memslots';
+import { ageGfn, setSpteGfn, testAgeGfn, unmapGfnRange, zapGfnRange } from './mmu';
+import { ltClear, ltFlags, reserve } from './page_table';
+import { EINVAL, EIO, EOPNOTSUPP, STATUS_CAPACITY } from './status';
+import {
+  findRoot,
+  keyBitsOf,
+  maxGfnExclusive,
+  ROOT_DIRECT,
+  ROOT_MIRROR,
+  Root,
+  tdpMmuLeafTable,
+  tdpMmuPlainRoot,
+  tdpMmuZappedIn,
+} from './tdp_mmu';
+import { flushRemoteTlbs } from './tlb';
+import { codeOfFlags } from './trace';
+import { MAY_BLOCK, ONLY_PRIVATE, ONLY_SHARED, vendorRootsOfRange } from './vendor';
+
+export const CALL_UNMAP: u32 = 0;
+export const CALL_AGE: u32 = 1;
+export const CALL_TEST_AGE: u32 = 2;
+export const CALL_SET_SPTE: u32 = 3;
+
+/**
+ * Calls one kvm_gfn_range handler. Returns its boolean, or -EINVAL: no such slot, a range that is empty or not within
+ * the slot, a pair of bools that the form refuses, set_spte of more than one gfn; -EOPNOTSUPP: set_spte on a kernel
+ * without it.
+ */
+export function vmGfnRange(
+  call: u32,
+  asId: u32,
+  slotId: u32,
+  startGfn: f64,
+  endGfn: f64,
+  arg: u64,
+  selector: u32,
+): i32 {
+  if (!takesRanges(asId, slotId, selector)) return -EINVAL;
+  const slot = memslotAt(asId, slotId);
+  const start = <u64>startGfn;
+  const end = <u64>endGfn;
+  if (start >= end || start < slot.baseGfn || end > endGfnOf(slot)) return -EINVAL;
+  if (call == CALL_SET_SPTE) {
+    if (ctl.profile == PROFILE_6_12 || ctl.profile == PROFILE_6_16) return -EOPNOTSUPP;
+    if (end != start + 1) return -EINVAL;
+  }
+  return doRange(call, slot, start, end, arg, selector);
+}
+
+/** Whether there is such a slot, and the filter form knows the selector. */
+function takesRanges(asId: u32, slotId: u32, selector: u32): bool {
+  if (asId >= ctl.asCount || slotId > 32766 || memslotAt(asId, slotId).used == 0) return false;
+  const both = ONLY_PRIVATE | ONLY_SHARED;
+  return ctl.filterForm != FORM_GMEM_V13 || (selector & both) != both;
+}
+
+function doRange(call: u32, slot: Memslot, start: u64, end: u64, arg: u64, selector: u32): i32 {
+  if (!reserve(64, 24)) return STATUS_CAPACITY;
+  let result: bool;
+  ctl.producer = PRODUCER_DIRECT;
+  if (call == CALL_UNMAP) result = unmapGfnRange(slot, start, end, arg, selector);
+  else if (call == CALL_AGE) result = ageGfn(slot, start, end, selector);
+  else if (call == CALL_TEST_AGE) result = testAgeGfn(slot, start, end, selector);
+  else result = setSpteGfn(slot, start, end, arg, selector);
+  // The flush that a true asks for is the caller's from here on.
+  if (result) ctl.flushOwed = 0;
+  if (ctl.splitFailed != 0) return -EIO;
+  return result ? 1 : 0;
+}
+
+/** Leaves that calls of CALL_UNMAP or CALL_AGE changed so far. */
+function changedLeafs(call: u32): u64 {
+  if (call == CALL_AGE) return counter(C_LEAFS_AGED);
+  let leafs: u64 = 0;
+  for (let index = C_ZAPPED_DIRECT_4K; index < C_ZAPPED_DIRECT_4K + 6; index++) leafs += counter(index);
+  return leafs;
+}
+
+/**
+ * `ranges` calls of CALL_UNMAP or CALL_AGE, one after the other, each for `npages` gfns. IO_BASE holds `ranges` doubles: the
+ * first gfns. With `looks` (0: none, 1: at the direct root, 2: at the mirror root) as many more follow: gfns to look at, each
+ * right after its call. Answers take the places of the questions: the leaves changed (f64); packed to u32, inspectSpte().
+ * Requires: vmCheckGfnRanges(). Returns how many were done; result0 is 1 if any asked for a flush, result1 the -errno of the
+ * one that was not done.
+ */
+export function vmGfnRanges(
+  call: u32,
+  asId: u32,
+  slotId: u32,
+  ranges: u32,
+  npages: f64,
+  arg: u64,
+  selector: u32,
+  looks: u32,
+): i32 {
+  const slot = memslotAt(asId, slotId);
+  const pages = <u64>npages;
+  const looksPtr = IO_BASE + ((<usize>ranges) << 3);
+  const lookRoot = findRoot(looks == 2 ? ROOT_MIRROR : ROOT_DIRECT, asId);
+  const lookBits: u64 = lookRoot === null ? 0 : keyBitsOf(lookRoot);
+  const plainRoot = plainRootOf(call, asId, pages, arg, selector);
+  const limit = plainRoot === null ? 0 : maxGfnExclusive(keyBitsOf(plainRoot));
+  let tables: u64 = 0;
+  let leafs: u64 = 0;
+  let isFound = false;
+  let flush = 0;
+  let done: u32 = 0;
+  for (; done < ranges; done++) {
+    const ptr = IO_BASE + ((<usize>done) << 3);
+    const start = <u64>load<f64>(ptr);
+    const last = start + pages - 1;
+    // A range that ends where an entry of level 3 does may fold it.
+    const isAtFold = ((last + 1) & 0x3ffff) == 0;
+    let entry: usize = 0;
+    if (plainRoot !== null) {
+      const place = done & (GROUP - 1);
+      if (place == 0 || !isFound) findLeafTables(plainRoot, ptr, place, min(ranges - done, GROUP - place));
+      isFound = true;
+      if ((start ^ last) >> 9 == 0 && last < limit && !isAtFold)
+        entry = <usize>load<u32>(FOUND + ((<usize>place) << 2));
+    }
+    if (entry != 0) {
+      if (!reserve(64, 24)) {
+        ctl.result1 = STATUS_CAPACITY;
+        break;
+      }
+      const zapped = ltClear(entry, <i32>(start & 511), <i32>(last & 511) + 1);
+      tables++;
+      leafs += <u64>zapped;
+      ctl.walkHits = <u64>zapped;
+      store<f64>(ptr, <f64>zapped);
+      lossRequest(start, last + 1, arg, selector);
+    } else {
+      const before = changedLeafs(call);
+      const result = doRange(call, slot, start, last + 1, arg, selector);
+      if (result < 0) {
+        ctl.result1 = <f64>result;
+        break;
+      }
+      flush |= result;
+      store<f64>(ptr, <f64>(changedLeafs(call) - before));
+      // It may have linked tables, or folded some.
+      if (result != 0 || isAtFold) isFound = false;
+    }
+    if (looks == 0) continue;
+    const key = <u64>load<f64>(looksPtr + ((<usize>done) << 3)) | lookBits;
+    let code: u32 = 0;
+    if (entry != 0 && lookRoot === plainRoot && (key ^ (start | lookBits)) >> 9 == 0)
+      code = spteInLeafTable(lookRoot!, entry, key);
+    else if (lookRoot !== null) code = spteAt(lookRoot, key);
+    store<u32>(looksPtr + ((<usize>done) << 2), code);
+  }
+  if (plainRoot !== null) tdpMmuZappedIn(plainRoot, tables, pages, leafs);
+  if (leafs != 0) {
+    // The flush that they ask for is the caller's.
+    ctl.flushOwed = 0;
+    flush = 1;
+  }
+  ctl.result0 = <f64>flush;
+  return <i32>done;
+}
+
+// Ranges within a leaf table, of a VM where nothing else needs to know of each, are found by groups and zapped in place:
+// the same changes and counts as one call each.
+
+/** Ranges that are looked up together. A power of two. */
+const GROUP: u32 = 16;
+/** The entries of their leaf tables, or 0. */
+const FOUND: usize = 960;
+
+function plainRootOf(call: u32, asId: u32, pages: u64, arg: u64, selector: u32): Root | null {
+  if (call != CALL_UNMAP || pages > 512 || ctl.privateHugePages != 0) return null;
+  ctl.producer = PRODUCER_DIRECT;
+  return tdpMmuPlainRoot(vendorRootsOfRange(selector, arg), asId, (selector & MAY_BLOCK) != 0);
+}
+
+function findLeafTables(root: Root, startsPtr: usize, place: u32, ranges: u32): void {
+  for (let index: u32 = 0; index < ranges; index++) {
+    const gfn = <u64>load<f64>(startsPtr + ((<usize>index) << 3));
+    store<u32>(FOUND + ((<usize>(place + index)) << 2), <u32>tdpMmuLeafTable(root, gfn));
+  }
+}
+
+/** What the walk for `key` ends at, in the leaf table of `entry`; as spteAt(). */
+function spteInLeafTable(root: Root, entry: usize, key: u64): u32 {
+  const flags = ltFlags(entry, <i32>(key & 511));
+  return flags == 0 && ctl.sideCount != 0 ? spteAt(root, key) : codeOfFlags(flags) | (1 << 16);
+}
+
+/**
+ * Whether vmGfnRanges() may be called so. Returns how many doubles it takes, or the place of the first that will not do: a
+ * range that is not within the slot, or no gfn. -EINVAL: no such slot, no pages, a selector that the form refuses.
+ */
+export function vmCheckGfnRanges(asId: u32, slotId: u32, ranges: u32, npages: f64, selector: u32, looks: u32): i32 {
+  if (!takesRanges(asId, slotId, selector) || npages < 1) return -EINVAL;
+  const slot = memslotAt(asId, slotId);
+  const first = <f64>slot.baseGfn;
+  const last = <f64>endGfnOf(slot) - npages;
+  let at: u32 = 0;
+  for (; at < ranges; at++) {
+    const start = load<f64>(IO_BASE + ((<usize>at) << 3));
+    if (!(start >= first && start <= last && start == floor(start))) return <i32>at;
+  }
+  const doubles = looks == 0 ? ranges : 2 * ranges;
+  while (at < doubles && isGfn(load<f64>(IO_BASE + ((<usize>at) << 3)))) at++;
+  return <i32>at;
+}
+
+/** kvm_zap_gfn_range(), called directly (mmu.ts). Returns -EINVAL if the range is empty. */
+export function vmZapGfnRange(startGfn: f64, endGfn: f64): i32 {
+  const start = <u64>startGfn;
+  const end = <u64>endGfn;
+  if (start >= end) return -EINVAL;
+  if (!reserve(64, 24)) return STATUS_CAPACITY;
+  zapGfnRange(start, end);
+  return 0;
+}
+
+/** The caller of vmGfnRange() does the flush that it owes. */
+export function vmFlushRemoteTlbs(): i32 {
+  flushRemoteTlbs();
+  return 0;
+}

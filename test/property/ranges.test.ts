@@ -1,0 +1,165 @@
+// Many ranges in one call are the calls one by one, and both are what a traced VM does, which goes entry by entry.
+
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import type { Vm } from '../../src/index.ts';
+import { newTarget, PAGE, type Sequence, sequence, type Target } from './commands.ts';
+import {
+  attempt,
+  cleanUp,
+  commandsOf,
+  engineLeafs,
+  isErrno,
+  makeEngine,
+  prepare,
+  RUNS,
+  SEED,
+  sameBytes,
+  sequenceText,
+} from './world.ts';
+
+const NUM_RUNS = Math.ceil(RUNS / 5);
+
+interface Ranges {
+  isZap: boolean;
+  slot: number;
+  npages: number;
+  places: number[];
+  looks: number[] | null;
+  selector: number;
+}
+const ranges: fc.Arbitrary<Ranges> = fc.record({
+  isZap: fc.boolean(),
+  slot: fc.nat(7),
+  npages: fc.oneof(fc.constantFrom(1, 2, 16, 511, 512, 513), fc.integer({ min: 1, max: 1200 })),
+  places: fc.array(fc.nat(1 << 20), { minLength: 1, maxLength: 60 }),
+  looks: fc.option(fc.array(fc.nat(1 << 20), { minLength: 60, maxLength: 60 })),
+  selector: fc.nat(31),
+});
+
+function ground(one: Sequence, isTraced: boolean): Target {
+  const target = newTarget(makeEngine(one.config, isTraced), one.config);
+  prepare(target);
+  for (const command of commandsOf(one)) {
+    attempt(target, command);
+    if (isTraced) target.vm.trace();
+  }
+  // What the sequence left unmapped is mapped, in stretches: there is something to zap.
+  for (const [index, { base, npages }] of target.slots.entries()) {
+    for (let from = index; from < npages; from += 300) {
+      const kind = index % 2 === 0 ? 'write' : 'read';
+      try {
+        target.vm.vcpus[0].access({ gpa: (base + from) * PAGE, kind, count: Math.min(200, npages - from) });
+      } catch (error) {
+        if (!isErrno(error)) throw error;
+      }
+    }
+  }
+  return target;
+}
+
+/** The calls as the API takes them: starts within the slot, at any place or, of every other, aligned to the length. */
+function callsOf(target: Target, asked: Ranges) {
+  const slot = target.slots[asked.slot % Math.max(target.slots.length, 1)];
+  if (slot === undefined) return undefined;
+  const npages = Math.min(asked.npages, slot.npages);
+  const room = slot.npages - npages + 1;
+  const starts = Float64Array.from(asked.places, (place, index) => {
+    const at = slot.base + (place % room);
+    const aligned = Math.ceil(slot.base / npages) * npages;
+    return index % 2 === 1 && aligned + npages <= slot.base + slot.npages ? aligned : at;
+  });
+  const look =
+    asked.looks &&
+    Float64Array.from(
+      starts,
+      (start, index) =>
+        start + (index % 3 === 0 ? asked.looks![index] % slot.npages : asked.looks![index] % (npages + 3)),
+    );
+  const { selector } = asked;
+  return {
+    slot: slot.id,
+    asId: slot.asId,
+    starts,
+    npages,
+    ...(look && { look }),
+    attrFilter: selector & 3,
+    mayBlock: (selector & 4) !== 0,
+    onlyPrivate: (selector & 8) !== 0,
+    onlyShared: (selector & 16) !== 0,
+    arg: { attributes: selector & 1 ? 8 : 0 },
+  };
+}
+type Calls = NonNullable<ReturnType<typeof callsOf>>;
+
+const LEAFS = ['direct', 'mirror'].flatMap((root) => ['4k', '2m', '1g'].map((size) => `leafs_zapped_${root}_${size}`));
+const changedBy = (vm: Vm, isZap: boolean): number =>
+  (isZap ? LEAFS : ['leafs_aged']).reduce((sum, name) => sum + vm.stat(name as never), 0);
+
+/** One call a range. Ends, as the call for all does, at the first that is refused. */
+function oneByOne(vm: Vm, isZap: boolean, calls: Calls) {
+  const { starts, npages, look, ...rest } = calls;
+  const leafs: number[] = [];
+  const sptes: number[] = [];
+  let any = false;
+  for (const [index, start] of starts.entries()) {
+    const before = changedBy(vm, isZap);
+    const range = { ...rest, start, end: start + npages };
+    try {
+      any = (isZap ? vm.unmapGfnRange(range) : vm.ageGfn(range)) || any;
+    } catch (error) {
+      return { refused: (error as { code: string }).code, done: index };
+    }
+    leafs.push(changedBy(vm, isZap) - before);
+    if (look) sptes.push(vm.sptes(Float64Array.of(look[index]), undefined, rest.asId)[0]);
+  }
+  return { leafs, any, sptes };
+}
+
+function atOnce(vm: Vm, isZap: boolean, calls: Calls) {
+  try {
+    const { leafs, any, sptes } = isZap ? vm.unmapGfnRanges(calls) : vm.ageGfnRanges(calls);
+    return { leafs: [...leafs], any, sptes: [...sptes] };
+  } catch (error) {
+    const { code, done } = error as { code: string; done?: number };
+    return { refused: code, done: done ?? 0 };
+  }
+}
+
+test(
+  `${NUM_RUNS} states: ranges at once equal ranges one by one, with a trace and without`,
+  () => {
+    let zapped = 0;
+    let looked = 0;
+    fc.assert(
+      fc.property(sequence as fc.Arbitrary<Sequence>, ranges, (one, asked) => {
+        const plain = ground(one, false);
+        const calls = callsOf(plain, asked);
+        if (calls !== undefined) {
+          const vm: Vm = plain.vm;
+          const state = vm.snapshot();
+          const expected = oneByOne(vm, asked.isZap, calls);
+          const bytes = vm.snapshot();
+          vm.restore(state);
+          const found = atOnce(vm, asked.isZap, calls);
+          expect(found, sequenceText(one)).toEqual(expected);
+          expect(sameBytes(vm.snapshot(), bytes), `other bytes\n${sequenceText(one)}`).toBe(true);
+          zapped += found.leafs?.reduce((sum, leafs) => sum + leafs, 0) ?? 0;
+          looked += found.sptes?.filter((code) => (code & 7) === 4).length ?? 0;
+
+          const traced = ground(one, true);
+          expect(oneByOne(traced.vm, asked.isZap, calls), sequenceText(one)).toEqual(expected);
+          expect(traced.vm.stats(), sequenceText(one)).toEqual(vm.stats());
+          expect(engineLeafs(traced.vm), sequenceText(one)).toEqual(engineLeafs(vm));
+          cleanUp(traced);
+        }
+        cleanUp(plain);
+      }),
+      { numRuns: NUM_RUNS, ...SEED },
+    );
+    // Most sequences leave something to zap and to see.
+    expect(zapped).toBeGreaterThan(NUM_RUNS);
+    expect(looked).toBeGreaterThan(NUM_RUNS);
+  },
+  10 * 60_000,
+);

@@ -1,0 +1,182 @@
+// unmapGfnRanges() and ageGfnRanges(): what they answer, what they refuse, and where the way through whole groups of ranges
+// must give way.
+
+import { describe, expect, test } from 'vitest';
+import { createVmSync, type KvmError, type KvmGfnRanges, type Vm } from '../../src/index.ts';
+import { isDebugBuild, PAGE } from '../support/make-vm.ts';
+
+const GIB_PAGES = 2 ** 18;
+const HVA = 2 ** 40;
+
+/** Two slots of shmem side by side: 0 of `pages` from gfn 0, 1 of 512 behind it; all mapped and written. */
+function vmOf(pages: number, vcpus = 1): Vm {
+  const vm = createVmSync({ memory: (pages + 512) * PAGE, vcpus, debug: isDebugBuild });
+  vm.host.mmap({ hva: HVA, length: (pages + 512) * PAGE, kind: 'shmem' });
+  const place = (from: number, count: number) => ({
+    guestPhysAddr: from * PAGE,
+    memorySize: count * PAGE,
+    userspaceAddr: HVA + from * PAGE,
+  });
+  vm.setUserMemoryRegion({ slot: 0, ...place(0, pages) });
+  vm.setUserMemoryRegion({ slot: 1, ...place(pages, 512) });
+  for (const vcpu of vm.vcpus) vcpu.run();
+  vm.vcpus[0].preFaultMemory({ gpa: 0, size: (pages + 512) * PAGE });
+  return vm;
+}
+const everyTable = (tables: number) => Float64Array.from({ length: tables }, (_, index) => index * 512);
+const sum = (values: Iterable<number>) => [...values].reduce((total, value) => total + value, 0);
+const meansLeaf = (code: number) => (code & 7) === 4;
+
+function errorOf(call: () => unknown): KvmError {
+  try {
+    call();
+  } catch (error) {
+    return error as KvmError;
+  }
+  throw new Error('nothing was thrown');
+}
+
+describe('what many ranges answer', () => {
+  test('the leaves of each, whether a flush is due, and the spte that each left at the gfn asked for', () => {
+    const vm = vmOf(2048);
+    const starts = Float64Array.of(0, 512, 100, 0);
+    const found = vm.unmapGfnRanges({ slot: 0, starts, npages: 100, look: Float64Array.of(99, 612, 99, 2047) });
+    expect([...found.leafs]).toEqual([100, 100, 100, 0]);
+    expect(found.any).toBe(true);
+    expect([...found.sptes].map(meansLeaf)).toEqual([false, true, false, true]);
+    expect(vm.stat('leafs_zapped_direct_4k')).toBe(300);
+    expect(vm.unmapGfnRanges({ slot: 0, starts, npages: 100 })).toMatchObject({ any: false, sptes: new Uint32Array() });
+  });
+
+  test('more ranges than cross the boundary together', () => {
+    const vm = vmOf(8192);
+    const starts = Float64Array.from({ length: 8192 }, (_, gfn) => gfn);
+    const found = vm.unmapGfnRanges({ slot: 0, starts, npages: 1, look: starts });
+    expect(sum(found.leafs)).toBe(8192);
+    expect(found.sptes.some(meansLeaf)).toBe(false);
+    expect(vm.stat('pages_4k')).toBe(512);
+  });
+
+  test('into arrays of the caller', () => {
+    const vm = vmOf(1024);
+    const into = { leafs: new Float64Array(2), sptes: new Uint32Array(2) };
+    const starts = Float64Array.of(0, 512);
+    const found = vm.ageGfnRanges({ slot: 0, starts, npages: 512, look: starts, into });
+    expect(found.leafs).toBe(into.leafs);
+    expect(found.sptes).toBe(into.sptes);
+    // A pre-fault leaves A clear.
+    expect([...into.leafs]).toEqual([0, 0]);
+    vm.vcpus[0].access({ gpa: 3 * PAGE, kind: 'read' });
+    vm.ageGfnRanges({ slot: 0, starts, npages: 512, into });
+    expect([...into.leafs]).toEqual([1, 0]);
+  });
+
+  test('no ranges: nothing', () => {
+    const vm = vmOf(1024);
+    const before = vm.snapshot();
+    expect(vm.unmapGfnRanges({ slot: 0, starts: new Float64Array(), npages: 1 }).any).toBe(false);
+    expect(vm.stat('pages_4k')).toBe(1536);
+    expect(vm.snapshot().length).toBe(before.length);
+  });
+});
+
+describe('where ranges stop going by groups', () => {
+  test('a range that empties the last table of 1 GiB folds it: those behind it still find what is there', () => {
+    const [folded, single] = [vmOf(2 * GIB_PAGES), vmOf(2 * GIB_PAGES)];
+    // The border falls into the middle of a group; behind it the next GiB takes the memory of the table that was folded.
+    const starts = Float64Array.of(0, 0, 0, ...everyTable(512), GIB_PAGES, 0, 512, GIB_PAGES - 512, GIB_PAGES + 512);
+    const found = folded.unmapGfnRanges({ slot: 0, starts, npages: 512, look: starts });
+    const leafs = [...starts].map((start) => {
+      const before = single.stat('gfns_zapped');
+      single.unmapGfnRange({ slot: 0, start, end: start + 512 });
+      return single.stat('gfns_zapped') - before;
+    });
+    expect([...found.leafs]).toEqual(leafs);
+    expect(folded.stats()).toEqual(single.stats());
+    expect(folded.memoryUsed).toBe(single.memoryUsed);
+    expect(folded.check()).toEqual([]);
+  });
+
+  test('every table of a guest that was uniform, last first', () => {
+    const vm = vmOf(GIB_PAGES);
+    const starts = everyTable(512).reverse();
+    expect(new Set(vm.unmapGfnRanges({ slot: 0, starts, npages: 512 }).leafs)).toEqual(new Set([512]));
+    expect(vm.stat('pages_4k')).toBe(512);
+  });
+
+  test('a gfn to look at that lies in another table is read there', () => {
+    const vm = vmOf(2048);
+    const starts = Float64Array.of(0, 1024);
+    const { sptes } = vm.unmapGfnRanges({ slot: 0, starts, npages: 512, look: Float64Array.of(1024, 513) });
+    expect([...sptes].map(meansLeaf)).toEqual([true, true]);
+  });
+
+  test('an obsolete root that a vCPU still has loaded is zapped too', () => {
+    // vCPU 0 maps through the new root; vCPU 1 still holds the obsolete one, which each walk visits as well.
+    const [vm, twin] = [vmOf(2048, 2), vmOf(2048, 2)];
+    for (const one of [vm, twin]) {
+      one.writeParameter('nx_huge_pages', true);
+      one.vcpus[0].run();
+      one.vcpus[0].preFaultMemory({ gpa: 0, size: 2048 * PAGE });
+    }
+    const visited = vm.stat('entries_visited');
+    vm.unmapGfnRanges({ slot: 0, starts: everyTable(4), npages: 512 });
+    for (const start of everyTable(4)) twin.unmapGfnRange({ slot: 0, start, end: start + 512 });
+    expect(vm.stats()).toEqual(twin.stats());
+    expect(vm.stat('entries_visited') - visited).toBeGreaterThan(4 * 515);
+  });
+});
+
+describe('what many ranges refuse, before the first is done', () => {
+  const good: KvmGfnRanges = { slot: 0, starts: Float64Array.of(0, 512), npages: 512 };
+  const cases: [name: string, bad: Record<string, unknown>, message: RegExp][] = [
+    ['starts that are no Float64Array', { starts: [0, 512] }, /starts must be a Float64Array/],
+    ['a length of 0', { npages: 0 }, /npages is 0: it must be within 1 and/],
+    ['a start that is no integer', { starts: Float64Array.of(0, 0.5) }, /starts\[1\] is 0.5: it must be an integer/],
+    ['a start below 0', { starts: Float64Array.of(0, -1) }, /starts\[1\] is -1: it must be within 0 and/],
+    ['NaN', { starts: Float64Array.of(Number.NaN) }, /starts\[0\] is NaN: it must be an integer/],
+    ['a range behind the slot', { starts: Float64Array.of(0, 513) }, /start 513, end 1025\): EINVAL/],
+    ['a slot that is none', { slot: 7 }, /unmapGfnRanges\(slot 7.*EINVAL/],
+    ['look of another length', { look: new Float64Array(3) }, /look has 3 elements: .* each of the 2 ranges/],
+    ['a look that is no gfn', { look: Float64Array.of(1, 1.5) }, /look\[1\] is 1.5: it must be an integer/],
+    ['a root that is none', { root: 'shadow' }, /root is "shadow": it must be one of direct, mirror/],
+    ['into too short', { into: { leafs: new Float64Array(1) } }, /into.leafs has 1 elements/],
+    [
+      'into without sptes',
+      { look: good.starts, into: { leafs: new Float64Array(2) } },
+      /into.sptes must be a Uint32Array/,
+    ],
+  ];
+  test.each(cases)('%s', (_, bad, message) => {
+    const vm = vmOf(1024);
+    const before = vm.stats();
+    expect(errorOf(() => vm.unmapGfnRanges({ ...good, ...bad } as KvmGfnRanges)).message).toMatch(message);
+    expect(vm.stats()).toEqual(before);
+  });
+
+  test('a bad start behind those that cross together', () => {
+    const vm = vmOf(8192);
+    const starts = Float64Array.from({ length: 5000 }, (_, gfn) => gfn);
+    starts[4999] = 8192;
+    expect(errorOf(() => vm.unmapGfnRanges({ slot: 0, starts, npages: 1 })).message).toMatch(/start 0x2000/);
+    expect(vm.stat('gfns_zapped')).toBe(0);
+  });
+
+  test('operations in pieces', () => {
+    const vm = vmOf(1024);
+    const steps = vm.steps({ budget: 10 }, () => vm.unmapGfnRanges(good));
+    expect(errorOf(() => steps.next())).toMatchObject({ code: 'EINVAL', call: 'unmapGfnRanges' });
+    expect(vm.stat('gfns_zapped')).toBe(0);
+    expect(vm.unmapGfnRanges(good).any).toBe(true);
+  });
+
+  test('memory that ends on the way: the error tells how many were done', () => {
+    const vm = vmOf(1024);
+    const { call } = { call: () => vm.unmapGfnRanges({ slot: 0, starts: Float64Array.of(0, 1, 2, 3), npages: 1 }) };
+    vm.failReservation(3);
+    const error = errorOf(call);
+    expect(error).toMatchObject({ code: 'ENOMEM', done: 2 });
+    expect(error.message).toMatch(/2 of 4 ranges were done/);
+    expect(vm.stat('gfns_zapped')).toBe(2);
+  });
+});
