@@ -10,8 +10,8 @@ import { gzipSync } from 'node:zlib';
 const KIB = 1024;
 /** Bytes of each file in gzip, at most. */
 const limits: Readonly<Record<string, number>> = {
-  'dist/eptsim.wasm': 36.5 * KIB,
-  'dist/eptsim.steps.wasm': 44.5 * KIB,
+  'dist/eptsim.wasm': 38 * KIB,
+  'dist/eptsim.steps.wasm': 46.5 * KIB,
 };
 
 for (const [file, limit] of Object.entries(limits)) {
