@@ -6,7 +6,7 @@
 import type { GuestMemfd, Vm } from '../src/index.ts';
 import { api, mapAll } from './peers/eptsim.ts';
 import { type BenchContext, median, type Row, row, spreadOf } from './rows.ts';
-import { GIB, hash, MIB, PAGE, SEED, TIB } from './workloads.ts';
+import { GIB, hash, MIB, PAGE, rangeStarts, SEED, TIB } from './workloads.ts';
 
 const HVA = 2 ** 44;
 
@@ -109,6 +109,44 @@ function doorsOf(quick: boolean): Door[] {
       },
       did: gone,
     },
+    ...(
+      [
+        ['zap-1GiB', GIB, 8],
+        ['zap-2MiB', 2 * MIB, 400],
+        ['zap-64KiB', 16 * PAGE, 2000],
+        ['zap-4KiB', PAGE, 10_000],
+      ] as const
+    ).map(([operation, length, most]): Door => {
+      const operations = Math.max(1, Math.min(most, large / length / 2));
+      const npages = length / PAGE;
+      return {
+        ...mirror,
+        operation,
+        bytes: large,
+        operations,
+        run: (vm, bytes) => {
+          const starts = rangeStarts({ bytes, density: 'full', leaves: '4k' }, npages, operations, 'random', SEED);
+          vm.unmapGfnRanges({ slot: 0, starts: Float64Array.from(starts), npages, onlyPrivate: true });
+        },
+        did: (vm, bytes) => vm.stat('pages_4k') < pages(bytes),
+      };
+    }),
+    {
+      ...mirror,
+      operation: 'accept-whole',
+      bytes: large,
+      prepare: (vm, bytes) => void vm.unmapGfnRange({ slot: 0, start: 0, end: pages(bytes), onlyPrivate: true }),
+      run: (vm, bytes) => void vm.vcpus[0].accept({ gpa: 0, size: bytes }),
+      did: (vm, bytes) => vm.stat('pages_4k') === pages(bytes),
+    },
+    {
+      ...mirror,
+      operation: 'set-attributes-private-whole',
+      bytes: quick ? large : TIB,
+      prepare: (vm, bytes) => vm.setMemoryAttributes({ address: 0, size: bytes, attributes: 0 }),
+      run: (vm, bytes) => vm.setMemoryAttributes({ address: 0, size: bytes, attributes: 8 }),
+      did: (vm, bytes) => vm.attributesOf(pages(bytes) - 1) === 8,
+    },
     {
       ...mirror,
       operation: 'set-attributes-shared-whole',
@@ -195,6 +233,7 @@ export default async function doors({ quick, say }: BenchContext): Promise<Row[]
         operations,
         samples: samples.length,
         spread: spreadOf(samples),
+        order: operations === 1 ? undefined : 'random',
       }),
     );
   }

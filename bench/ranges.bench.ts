@@ -78,9 +78,11 @@ function goalOf({ guest, operation, order }: Case, contender: string): Goal | nu
   if (operation === 'zap-whole') return guest.bytes === 64 * GIB ? 'zap whole guest, 64 GiB 4K, uniform' : null;
   if (operation === 'age-whole') return isHalf ? 'age whole guest, 50% random' : null;
   if (operation === 'zap-1GiB') return 'zap 1 GiB ranges';
+  // The goals for small ranges come from ranges at random places: 242 ns for 64 KiB, where those in order take 74.
+  if (order === 'sequential') return null;
   if (operation === 'zap-2MiB') return 'zap 2 MiB ranges';
   if (operation === 'zap-64KiB') return 'zap 64 KiB ranges';
-  if (operation === 'zap-4KiB') return order === 'random' ? 'zap 4 KiB random' : null;
+  if (operation === 'zap-4KiB') return 'zap 4 KiB random';
   return null;
 }
 
