@@ -1,5 +1,5 @@
-// The ABI: what src/engine/exports.ts declares. No logic. Of the constants only LAYOUT_HASH stays in the files that are
-// shipped: the build writes them all into src/engine/layout.ts.
+// The ABI: what src/engine/exports.ts declares. No logic. The build writes the constants and the functions' names into
+// src/engine/layout.ts; in the files that are shipped only LAYOUT_HASH has its name.
 
 // memslots, attributes, guest_memfd
 // dirty log, capabilities, parameters

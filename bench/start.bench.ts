@@ -19,7 +19,7 @@ const FIRST = `
   const module = new WebAssembly.Module(bytes);
   const instance = new WebAssembly.Instance(module, { env: { memory, pause() {}, abort() {} } });
   const ms = performance.now() - start;
-  if (instance.exports.vmCreate === undefined) throw new Error('no engine');
+  if (instance.exports.LAYOUT_HASH === undefined) throw new Error('no engine');
   console.log(ms);
 `;
 

@@ -298,32 +298,44 @@ function inline(module: binaryen.Module): binaryen.Module {
   return marked;
 }
 
-/** The constants that assembly/index.ts exports are in src/engine/layout.ts; the hash of them says that both belong together. */
+/** The one constant that stays in the engine's files: it says that src/engine/layout.ts belongs to them. */
 const KEPT_CONSTANT = 'LAYOUT_HASH';
-function dropConstants(module: binaryen.Module): void {
-  const names = [];
+
+/** Names of functions in the order in which src/engine/layout.ts has them, and the engine's files number them. */
+const inOrder = (names: string[]) => [...names].sort();
+
+/** Takes out what src/engine/layout.ts knows: the constants, and the names of the functions, which become numbers. */
+function shortenExports(module: binaryen.Module): void {
+  const functions = new Map<string, string>();
+  const constants = [];
   for (let index = 0; index < module.getNumExports(); index++) {
-    const { name, kind } = binaryen.getExportInfo(module.getExportByIndex(index));
-    if (kind === binaryen.ExternalKinds.Global && name !== KEPT_CONSTANT) names.push(name);
+    const { name, kind, value } = binaryen.getExportInfo(module.getExportByIndex(index));
+    if (kind === binaryen.ExternalKinds.Function) functions.set(name, value);
+    else if (kind === binaryen.ExternalKinds.Global && name !== KEPT_CONSTANT) constants.push(name);
   }
-  for (const name of names) module.removeExport(name);
+  for (const name of [...constants, ...functions.keys()]) module.removeExport(name);
+  for (const [index, name] of inOrder([...functions.keys()]).entries()) {
+    module.addFunctionExport(functions.get(name)!, index.toString(36));
+  }
 }
 
-/** src/engine/layout.ts: the values of the constants that `wasm` exports. */
+/** src/engine/layout.ts: the values of the constants that `wasm` exports, and the names of the functions. */
 function layoutOf(wasm: Uint8Array): string {
   const memory = new WebAssembly.Memory({ initial: 1 });
   const module = new WebAssembly.Module(wasm as BufferSource);
   const { exports } = new WebAssembly.Instance(module, { env: { memory, pause() {} } });
-  const lines = Object.keys(exports)
-    .sort()
-    .flatMap((name) => {
-      const value = exports[name];
-      return value instanceof WebAssembly.Global ? [`  ${name}: ${value.value >>> 0},`] : [];
-    });
+  const names = inOrder(Object.keys(exports));
+  const constants = names.flatMap((name) => {
+    const value = exports[name];
+    return value instanceof WebAssembly.Global ? [`  ${name}: ${value.value >>> 0},`] : [];
+  });
+  const functions = names.flatMap((name) => (typeof exports[name] === 'function' ? [`  '${name}',`] : []));
   return [
     '// Built from assembly/ by scripts/build.ts; change the files there.',
     '/** Addresses and sizes in the memory of a VM, in bytes. */',
-    `export const layout = {\n${lines.join('\n')}\n} as const;`,
+    `export const layout = {\n${constants.join('\n')}\n} as const;`,
+    "/** The functions of assembly/index.ts: the engine's files export each as its place here, in base 36. */",
+    `export const exportNames = [\n${functions.join('\n')}\n] as const;`,
     '',
   ].join('\n');
 }
@@ -351,7 +363,7 @@ function finish(wasm: Uint8Array, target: 'debug' | 'release', canPause: boolean
   try {
     binaryen.setOptimizeLevel(target === 'release' ? 3 : 1);
     binaryen.setShrinkLevel(target === 'release' ? 1 : 0);
-    dropConstants(module);
+    shortenExports(module);
     if (!canPause) withoutPause(module);
     if (target === 'release') {
       const called = module;

@@ -1,5 +1,5 @@
 // The typed ABI: the functions that the engine exports, as assembly/index.ts lists them, and the names of what it numbers.
-// The constants in that list are in layout.ts, which the build writes.
+// The constants in that list and the functions' names are in layout.ts, which the build writes.
 
 type Call = (...args: number[]) => number;
 

@@ -1,7 +1,7 @@
 // From bytes to an instance: finds, compiles and caches the engine's Wasm, in Node, browsers and workers.
 
 import type { EngineExports } from './exports.ts';
-import { layout } from './layout.ts';
+import { exportNames, layout } from './layout.ts';
 
 export type WasmSource = WebAssembly.Module | BufferSource | Response | URL;
 
@@ -149,5 +149,11 @@ export function instantiateOver(
   if (hash === undefined || hash.value >>> 0 !== layout.LAYOUT_HASH) {
     throw new Error('the engine was not built with this version of eptsim');
   }
-  return instance.exports as unknown as EngineExports;
+  return named(instance.exports);
+}
+
+/** `exports`, its functions also under their names. */
+function named(exports: WebAssembly.Exports): EngineExports {
+  const functions = exportNames.map((name, index) => [name, exports[index.toString(36)]]);
+  return { ...exports, ...Object.fromEntries(functions) } as EngineExports;
 }
