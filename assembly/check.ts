@@ -1,18 +1,9 @@
 // Read-only walks: leaves as runs, the entries from a root down, and the oracle that looks for what must not be.
 
-import {
-  ATTRIBUTES_TREE,
-  ctl,
-  FORM_GMEM_IN_PLACE,
-  hasPrivateMem,
-  SEPT_TREE,
-  STALE_TREE,
-  VM_SNP,
-  VM_TDX,
-} from './control';
+import { attributesRunEnd, isPrivateGfn } from './attributes';
+import { ctl, FORM_GMEM_IN_PLACE, hasPrivateMem, SEPT_TREE, STALE_TREE, VM_SNP, VM_TDX } from './control';
 import { gmemAt, gmemByHandle, npagesOf, PAGES_LEVEL, pagesTree } from './gmems';
 import { IO_BASE, IO_BYTES } from './layout';
-import { ATTRIBUTES_LEVEL } from './mem_attributes';
 import { endGfnOf, gfnToMemslot, MEM_GUEST_MEMFD } from './memslots';
 import {
   atEnd,
@@ -268,8 +259,8 @@ function checkRun(root: Root, start: u64, end: u64, flags: u32, level: i32): voi
   while (gfn < end) {
     let run = end;
     if (hasPrivateMem()) {
-      run = treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn, run);
-      const attribute = treeFlags(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn) != 0;
+      run = attributesRunEnd(gfn, run);
+      const attribute = isPrivateGfn(gfn);
       if (attribute != isPrivate) find(FOUND_KIND_MISMATCH, root, gfn, run - gfn);
     }
     if (isPrivate || isGmemShared(root, gfn)) run = checkPrivateBacking(root, gfn, run, level, isPrivate);
@@ -407,9 +398,9 @@ export function staleSharedLeafs(): f64 {
         const pages = pagesOf(atLevel);
         let gfn = key - bits;
         while (gfn < end - bits) {
-          const run = treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn, end - bits);
+          const run = attributesRunEnd(gfn, end - bits);
           // A leaf counts once if any gfn of it is private.
-          if (treeFlags(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn) != 0) {
+          if (isPrivateGfn(gfn)) {
             stale += (run + pages - 1) / pages - gfn / pages;
           }
           gfn = run;

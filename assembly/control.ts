@@ -166,12 +166,16 @@ export class Control {
   septDiverged: u32;
   /** Epoch, plus 1, of what is blocked without a side record: as many leaves as one TRACK is for. */
   septBatchEpoch: u64;
+  /** Beside attributesLo (attributes.ts). */
+  attributes2mLo: u64;
+  attributes2mHi: u64;
 }
 if (offsetof<Control>() > 1024) ERROR('Control outgrew its 1,024 bytes');
 
 export const ctl: Control = changetype<Control>(CONTROL_BASE);
 
 export const ATTRIBUTES_TREE: usize = CONTROL_BASE + offsetof<Control>('attributesLo');
+export const ATTRIBUTES_2M_TREE: usize = CONTROL_BASE + offsetof<Control>('attributes2mLo');
 export const HOST_TREE: usize = CONTROL_BASE + offsetof<Control>('hostLo');
 export const SEPT_TREE: usize = CONTROL_BASE + offsetof<Control>('septLo');
 export const INHIBIT_TREE: usize = CONTROL_BASE + offsetof<Control>('inhibitLo');

@@ -7,8 +7,8 @@
 // Source: "guest_memfd: In-place conversion support" v5 to v7 (spec 11.2); not merged. Left out: content flags, batches of
 // pages on their way to the LRU.
 
+import { setAttributes, wantAttributes } from './attributes';
 import {
-  ATTRIBUTES_TREE,
   C_ATTRIBUTE_XARRAY_OPS,
   C_GMEM_HOST_PAGES_UNMAPPED,
   C_PRIVATE_PAGES_LOST,
@@ -43,7 +43,7 @@ import {
   wantPages,
 } from './guest_memfd';
 import { PRODUCER_GMEM_ATTRIBUTES } from './losses';
-import { ATTRIBUTES_LEVEL, postSetMemoryAttributes, wantMixed } from './mem_attributes';
+import { postSetMemoryAttributes, wantMixed } from './mem_attributes';
 import { BY_GFN, endGfnOf, Memslot, slotAtPlace, slotCount } from './memslots';
 import {
   reserveWanted,
@@ -77,7 +77,7 @@ export function wantBoundAttributes(file: u32, gmemPgoff: u64, baseGfn: u64, npa
   let page = gmemPgoff;
   while (page < end) {
     const run = treeRunEnd(tree, PAGES_LEVEL, page, end);
-    wantCuts(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, page - gmemPgoff + baseGfn, run - gmemPgoff + baseGfn);
+    wantAttributes(page - gmemPgoff + baseGfn, run - gmemPgoff + baseGfn);
     page = run;
   }
 }
@@ -91,16 +91,21 @@ export function bindAttributes(slot: Memslot): void {
   let page = slot.gmemPgoff;
   while (page < end) {
     const run = treeRunEnd(tree, PAGES_LEVEL, page, end);
-    const isPrivate = treeFlags(tree, PAGES_LEVEL, page);
-    treeSet(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, page + offset, run + offset, 1, isPrivate);
+    const isPrivate = treeFlags(tree, PAGES_LEVEL, page) != 0;
+    setAttributes(page + offset, run + offset, isPrivate);
     page = run;
   }
 }
 
-/** A binding ends: nothing says any more that its gfns are private. Requires: two cuts are reserved. */
+/** Adds what unbindAttributes() needs. */
+export function wantUnbindAttributes(slot: Memslot): void {
+  if (ctl.filterForm == FORM_GMEM_IN_PLACE && slot.gmem != 0) wantAttributes(slot.baseGfn, endGfnOf(slot));
+}
+
+/** A binding ends: nothing says any more that its gfns are private. Requires: wantUnbindAttributes() is reserved. */
 export function unbindAttributes(slot: Memslot): void {
   if (ctl.filterForm != FORM_GMEM_IN_PLACE || slot.gmem == 0) return;
-  treeSet(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, slot.baseGfn, endGfnOf(slot), 1, 0);
+  setAttributes(slot.baseGfn, endGfnOf(slot), false);
 }
 
 // --- KVM_SET_MEMORY_ATTRIBUTES2 --------------------------------------------------------------------------------------
@@ -163,7 +168,7 @@ export function gmemSetAttributes(fd: i32, serial: u32, offset: u64, size: u64, 
   for (let place: u32 = 0; place < slotCount(0); place++) {
     const slot = slotAtPlace(0, BY_GFN, place);
     if (!boundPart(slot, file, start, end)) continue;
-    treeSet(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, partStart, partEnd, 1, toPrivate ? 1 : 0);
+    setAttributes(partStart, partEnd, toPrivate);
   }
   // A maple tree: one store, whatever the range.
   count(C_ATTRIBUTE_XARRAY_OPS, 1);
@@ -196,7 +201,7 @@ function reserveConversion(gmem: Gmem, file: u32, start: u64, end: u64): bool {
   for (let place: u32 = 0; place < slotCount(0); place++) {
     const slot = slotAtPlace(0, BY_GFN, place);
     if (!boundPart(slot, file, start, end)) continue;
-    wantCuts(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, partStart, partEnd);
+    wantAttributes(partStart, partEnd);
     for (let level = 2; level <= 3; level++) {
       wantMixed(slot, level, partStart);
       wantMixed(slot, level, partEnd);

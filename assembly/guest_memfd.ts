@@ -4,8 +4,8 @@
 // page brings the whole aligned block with it if all of that is absent and inside the file (a what-if: docs/fidelity.md).
 // Mirrors: virt/kvm/guest_memfd.c. Left out: an inode shared by two VMs.
 
+import { setAttributes, wantAttributes } from './attributes';
 import {
-  ATTRIBUTES_TREE,
   C_GMEM_PAGES_ALLOCATED,
   C_GMEM_PAGES_FREED,
   C_LOCK_SECTIONS,
@@ -283,7 +283,7 @@ export function wantBindings(file: u32, start: u64, end: u64): void {
     if (slot.gmem != file || first >= end || after <= start) continue;
     wantGfnRange(slot, slot.baseGfn + (max(first, start) - first), slot.baseGfn + (min(after, end) - first));
     if (ctl.filterForm == FORM_GMEM_IN_PLACE) {
-      wantCuts(ATTRIBUTES_TREE, PAGES_LEVEL, slot.baseGfn, slot.baseGfn + slot.npages);
+      wantAttributes(slot.baseGfn, slot.baseGfn + slot.npages);
     }
   }
 }
@@ -375,7 +375,7 @@ export function gmemRelease(fd: i32, serial: u32): i32 {
     const slot = slotAtPlace(0, BY_GFN, place);
     if (slot.gmem != file) continue;
     if (ctl.filterForm == FORM_GMEM_IN_PLACE) {
-      treeSet(ATTRIBUTES_TREE, PAGES_LEVEL, slot.baseGfn, slot.baseGfn + slot.npages, 1, 0);
+      setAttributes(slot.baseGfn, slot.baseGfn + slot.npages, false);
     }
     slot.gmem = 0;
   }

@@ -1,11 +1,11 @@
 // Private or shared, per gfn: zap, store, allow huge pages again.
 //
-// The attributes are a tree over gfns (present = private), not an entry per page; the counter attribute_xarray_ops still
+// The attributes stand in trees (attributes.ts), not in an entry per page; the counter attribute_xarray_ops still
 // says how many xarray operations KVM spends, two a gfn.
 // Mirrors: virt/kvm/kvm_main.c (kvm_vm_ioctl_set_mem_attributes), arch/x86/kvm/mmu/mmu.c (kvm_arch_*_set_memory_attributes)
 
+import { allArePrivate, attributesRunEnd, isPrivateGfn, setAttributes, wantAttributes } from './attributes';
 import {
-  ATTRIBUTES_TREE,
   C_ATTRIBUTE_XARRAY_OPS,
   C_LOCK_SECTIONS,
   count,
@@ -34,9 +34,6 @@ import {
   reserveAmply,
   reserveWanted,
   treeCount,
-  treeFlags,
-  treeHolds,
-  treeRunEnd,
   treeSet,
   want,
   wantBlocksOf,
@@ -49,17 +46,14 @@ import { flushRemoteTlbs } from './tlb';
 import { EV_POST_ATTR, EV_PRE_ATTR, trace2 } from './trace';
 import { KVM_MEMORY_ATTRIBUTE_PRIVATE, MAY_BLOCK, selectAttributes, vendorZapsForAttributes } from './vendor';
 
-/** Attributes of gfns below 2^52: 6 levels. */
-export const ATTRIBUTES_LEVEL: i32 = 7;
-
 /** Mirrors: kvm_mem_is_private() */
 export function memIsPrivate(gfn: u64): bool {
-  return treeFlags(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn) != 0;
+  return isPrivateGfn(gfn);
 }
 
 /** Whether all of [startGfn, endGfn) is private, or none. Mirrors: kvm_range_has_memory_attributes() */
 function rangeHasMemoryAttributes(startGfn: u64, endGfn: u64, isPrivate: bool): bool {
-  return treeHolds(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, startGfn, endGfn, isPrivate);
+  return allArePrivate(startGfn, endGfn, isPrivate);
 }
 
 /**
@@ -105,7 +99,7 @@ function setMemAttributes(startGfn: u64, endGfn: u64, attributes: u64): i32 {
     }
     pausePoint(PAUSE_ATTRIBUTES_ZAPPED);
   }
-  treeSet(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, startGfn, endGfn, 1, isPrivate ? 1 : 0);
+  setAttributes(startGfn, endGfn, isPrivate);
   count(C_ATTRIBUTE_XARRAY_OPS, (endGfn - startGfn) * 2);
   if (met != 0) {
     pausePoint(PAUSE_ATTRIBUTES_STORED);
@@ -117,7 +111,7 @@ function setMemAttributes(startGfn: u64, endGfn: u64, attributes: u64): i32 {
 }
 
 /** What reserveSet() adds up at most for a slot, and for each root beside: upper tables, and blocks for leaf tables. */
-const SLOT_UPPERS: u64 = 40;
+const SLOT_UPPERS: u64 = 48;
 const SLOT_BLOCKS: u64 = 80;
 const ROOT_UPPERS: u64 = 24;
 const ROOT_BLOCKS: u64 = 50;
@@ -129,7 +123,7 @@ function reserveSet(startGfn: u64, endGfn: u64, met: u32): bool {
   const blocks = (<u64>met + 1) * (SLOT_BLOCKS + roots * ROOT_BLOCKS);
   if (!hasMirroredTdp() && reserveAmply(uppers, blocks)) return true;
   wantNothing();
-  wantCuts(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, startGfn, endGfn);
+  wantAttributes(startGfn, endGfn);
   for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
     for (let place = firstPlaceByGfn(asId, startGfn); place < slotCount(asId); place++) {
       const slot = slotAtPlace(asId, BY_GFN, place);
@@ -286,5 +280,5 @@ export function initMemslotMixed(slot: Memslot): void {
 }
 
 function attributeRunEnd(gfn: u64, limit: u64): u64 {
-  return treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn, limit);
+  return attributesRunEnd(gfn, limit);
 }

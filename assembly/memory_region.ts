@@ -15,7 +15,7 @@ import {
   VM_DEFAULT,
 } from './control';
 import { applyDirtyFlags, prepareDirtyBitmap } from './dirty_log';
-import { bindAttributes, unbindAttributes, wantBoundAttributes } from './gmem_attributes';
+import { bindAttributes, unbindAttributes, wantBoundAttributes, wantUnbindAttributes } from './gmem_attributes';
 import { gmemCheckBind } from './guest_memfd';
 import { MEMSLOT_BYTES, USER_MEM_SLOTS } from './layout';
 import { PRODUCER_SLOT } from './losses';
@@ -208,6 +208,7 @@ function freeSlotTrees(slot: Memslot): void {
 function deleteSlot(slot: Memslot): i32 {
   wantNothing();
   wantZap();
+  wantUnbindAttributes(slot);
   if (!reserveWanted()) return STATUS_CAPACITY;
   trace(EV_SET_MEMSLOT, 0, KVM_MR_DELETE, 0);
   invalidateSlot(slot);

@@ -5,8 +5,8 @@
 // Mirrors: arch/x86/kvm/mmu/mmu.c (kvm_mmu_faultin_pfn, kvm_mmu_hugepage_adjust, kvm_tdp_mmu_page_fault),
 // arch/x86/kvm/mmu/spte.c (make_spte). Left out: write tracking, access tracking without A/D bits, async faults.
 
+import { attributesRunEnd } from './attributes';
 import {
-  ATTRIBUTES_TREE,
   C_PF_FIXED,
   C_PF_MMIO_SPTE_CREATED,
   C_PF_TAKEN,
@@ -29,7 +29,7 @@ import { gmemAllocateHugeBlock, gmemGetPfn, gmemHasHugeBlock, gmemLevel, gmemRun
 import { hostFault, hostFaultPlain, hostLevel, hostRunPages, hostWritable } from './host_mm';
 import { mmuInvalidateRetryGfn, mmuInvalidateRetryGfnUnsafe } from './invalidate';
 import { allowedLevel } from './mapping_level';
-import { ATTRIBUTES_LEVEL, memIsPrivate } from './mem_attributes';
+import { memIsPrivate } from './mem_attributes';
 import {
   endGfnOf,
   gfnToMemslot,
@@ -51,7 +51,6 @@ import {
   reserve,
   sideCount,
   treeFlags,
-  treeRunEnd,
   UNIFORM,
 } from './page_table';
 import { sideHasRoom } from './side';
@@ -188,7 +187,7 @@ function slotOf(fault: Fault): Memslot {
 function runLimit(fault: Fault, gfn: u64, limit: u64): u64 {
   if (ctl.invInProgress > 0 && gfn < ctl.invStart) limit = min(limit, ctl.invStart - gfn);
   if (!hasPrivateMem()) return limit;
-  limit = treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn, gfn + limit) - gfn;
+  limit = attributesRunEnd(gfn, gfn + limit) - gfn;
   const root = rootOf(fault);
   if (fault.isPrivate != 0 && root !== null && root.kind == ROOT_DIRECT) {
     tdpMmuWalk(root, gfn);
@@ -534,7 +533,7 @@ export function faultPlain(vcpu: Vcpu, gfn: u64, access: u32, privateMode: u32, 
     const index = <i32>(gfn & 511);
     limit = min(limit, endGfnOf(slot) - gfn);
     limit = <u64>(ltRunEnd(entry, index, <i32>min(<u64>index + limit, 512)) - index);
-    if (hasPrivateMem()) limit = treeRunEnd(ATTRIBUTES_TREE, ATTRIBUTES_LEVEL, gfn, gfn + limit) - gfn;
+    if (hasPrivateMem()) limit = attributesRunEnd(gfn, gfn + limit) - gfn;
   }
   const pages = hostFaultPlain(slot.hva + ((gfn - slot.baseGfn) << 12), access == ACCESS_WRITE, limit);
   if (pages == 0) return 0;

@@ -981,6 +981,7 @@ export function treeHolds(entryPtr: usize, level: i32, start: u64, end: u64, pre
   if (tag == LT) {
     const from = <i32>(start & 511);
     const to = <i32>((end - 1) & 511) + 1;
+    if (to - from == 1) return ((ltFlags(entryPtr, from) & 1) != 0) == present;
     return ltCount(entryPtr, from, to, 1) == (present ? <u32>(to - from) : 0);
   }
   if (tag != TABLE) return ((flagsOf(entryPtr) & 1) != 0) == present;

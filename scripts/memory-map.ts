@@ -181,6 +181,7 @@ for (const [index, name] of COUNTER_NAMES.entries()) {
   if (u64(address) !== 0n) label(address, `${name}=${u64(address)}`);
 }
 labelTree('attributes', controlAt('attributesLo'), 7, SET_BITS);
+labelTree('attributes2M', controlAt('attributes2mLo'), 6, SET_BITS);
 labelTree('host', controlAt('hostLo'), 6, HOST_BITS);
 labelTree('stale', controlAt('staleLo'), 7, SET_BITS);
 

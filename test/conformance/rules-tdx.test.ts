@@ -1203,7 +1203,7 @@ describe('a TD is bytes like any VM', () => {
     vm.tdx.injectStatus({ leaf: 'TDH.MEM.PAGE.PROMOTE', status: 'TDX_OPERAND_BUSY' });
     const base = vm.snapshot();
     const ends = new Set<string>();
-    for (let spare = 0; spare <= 8000; spare += spare < 60 ? 3 : 397) {
+    for (let spare = 0; spare <= 12_000; spare += spare < 60 ? 3 : 397) {
       vm.restore(base);
       vm.spareBlocks(spare);
       const before = vm.snapshot();
