@@ -1,9 +1,23 @@
 // A trace only watches. One VM with a trace takes every fault by itself and step by step; one without may carry a plain
-// fault through at once, and runs of them: both must come to the same results, counters and leafs.
+// fault through at once, and runs of them: both must come to the same results, counters, leafs and host pages.
 
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { type AnyVm, type Command, newTarget, PAGE, type Sequence, sequence, type Target } from './commands.ts';
+import {
+  type AnyVm,
+  type Command,
+  command,
+  config,
+  newTarget,
+  PAGE,
+  perform,
+  REGION_PAGES,
+  regionPage,
+  type Sequence,
+  sequence,
+  type Target,
+  type VmConfig,
+} from './commands.ts';
 import {
   attempt,
   cleanUp,
@@ -16,33 +30,147 @@ import {
   prepare,
   RUNS,
   SEED,
-  sequenceText,
 } from './world.ts';
 
 const NUM_RUNS = Math.ceil(RUNS / 5);
 
-type AccessCommand = Extract<Command, { op: 'access' }>;
+// --- Sequences that stay in one place, so that faults meet what was done before them ---------------------------------
+
+/** The window's middle lies between two tables of 512 gfns; the slot covers most of both, and the gfns beside it are none. */
+const FIRST = -450;
+const slotPages = 900;
+const nearby = fc.integer({ min: FIRST - 30, max: FIRST + slotPages + 30 });
+const inSlot = fc.nat(slotPages - 1);
+const npages = fc.oneof(fc.integer({ min: 1, max: 8 }), fc.integer({ min: 1, max: slotPages }));
+const vcpu = fc.nat(1);
+
+/** A slot at FIRST, or a part of it, with host pages of `region` that lie alike or not. */
+const slotAgain = (region: number, congruent: boolean) =>
+  fc.record({
+    op: fc.constant('createSlot' as const),
+    id: fc.constant(0),
+    asId: fc.constant(0),
+    window: fc.constant(0),
+    offset: fc.constantFrom(FIRST, FIRST, FIRST + 400),
+    npages: fc.constantFrom(slotPages, slotPages, 301),
+    flags: fc.constantFrom(0, 0, 0, 1, 2),
+    region: fc.constant(region),
+    hvaOffset: fc.constant(0),
+    congruent: fc.constant(congruent),
+    gmem: fc.constantFrom(0, null),
+    gmemOffset: fc.constant(0),
+  });
+
+const hostCall = fc.constantFrom(
+  ...(['POPULATE_WRITE', 'POPULATE_READ', 'DONTNEED', 'DONTNEED', 'HUGEPAGE', 'COLLAPSE', 'FREE', 'FREE'] as const),
+  ...(['PAGEOUT', 'mprotect', 'mprotect', 'mprotect', 'remap', 'access', 'pageIdleSet'] as const),
+);
+
+/** Any command, but mostly the guest's accesses and what changes the memory under them. */
+const denseCommand = (region: number, congruent: boolean) =>
+  fc.oneof(
+    {
+      weight: 12,
+      arbitrary: fc.record({
+        op: fc.constant('accessAt' as const),
+        vcpu,
+        window: fc.constant(0),
+        offset: nearby,
+        kind: fc.constantFrom('read' as const, 'write', 'write', 'exec'),
+        isPrivate: fc.constantFrom(null, null, null, true, false),
+      }),
+    },
+    {
+      weight: 8,
+      arbitrary: fc.record({
+        op: fc.constant('host' as const),
+        call: hostCall,
+        region: fc.constant(region),
+        start: fc.nat(1500),
+        npages: fc.oneof(npages, fc.constant(512)),
+        prot: fc.constantFrom(0, 1, 3, 3),
+        step: fc.constant(1),
+      }),
+    },
+    {
+      weight: 3,
+      arbitrary: fc.oneof(
+        fc.record({
+          op: fc.constant('invalidateStart' as const),
+          region: fc.constant(region),
+          start: fc.nat(1500),
+          npages,
+          blockable: fc.boolean(),
+        }),
+        fc.constant({ op: 'invalidateEnd' as const }),
+      ),
+    },
+    { weight: 2, arbitrary: slotAgain(region, congruent) },
+    {
+      weight: 3,
+      arbitrary: fc.record({
+        op: fc.constant('convert' as const),
+        slot: fc.constant(0),
+        start: inSlot,
+        npages,
+        isPrivate: fc.boolean(),
+      }),
+    },
+    {
+      weight: 2,
+      arbitrary: fc.record({ op: fc.constantFrom('deleteSlot' as const, 'toggleLog'), slot: fc.constant(0) }),
+    },
+    { weight: 6, arbitrary: command },
+  ) as fc.Arbitrary<Command>;
+
+const dense = fc.tuple(config, fc.nat(3), fc.boolean()).chain(([vmConfig, region, congruent]) =>
+  fc.record({
+    config: fc.constant(vmConfig),
+    gmemPages: fc.constant(2048),
+    first: fc.array(slotAgain(region, congruent), { minLength: 1, maxLength: 1 }),
+    commands: fc.array(denseCommand(region, congruent), { minLength: 8, maxLength: 40, size: 'max' }),
+  }),
+) as fc.Arbitrary<Sequence>;
+
+// --- Both sides -------------------------------------------------------------------------------------------------------
+
+type AccessCommand = Extract<Command, { op: 'access' | 'accessAt' }>;
 
 /** How many pages an access of this test covers: up to two tables. */
-const pagesOf = (command: AccessCommand): number => (command.page % 3 === 0 ? 1 : command.page % 700);
+const pagesOf = ({ offset }: { offset: number }): number => (offset % 3 === 0 ? 1 : Math.abs(offset * 7) % 700);
 
-/** The access and those to the pages behind it: each by a call of its own, or all by one. */
-function access({ vm, slots }: Target, command: AccessCommand, byOne: boolean): string {
-  if (slots.length === 0) return 'no slot';
-  const vcpu = vm.vcpus[command.vcpu % vm.vcpus.length];
-  const slot = slots[command.slot % slots.length];
-  const gpa = (slot.base + (command.page % slot.npages)) * PAGE;
-  const how = { kind: command.kind, ...(command.isPrivate !== null && { private: command.isPrivate }) };
-  const pages = pagesOf(command);
+/**
+ * The access, and those to the pages behind it, past any that fails: each by a call of its own, or as many as one call does.
+ */
+function accesses({ vm, slots }: Target, what: AccessCommand, byOne: boolean): string[] {
+  let gfn = 1024;
+  if (what.op === 'accessAt') gfn += what.offset;
+  else {
+    if (slots.length === 0) return [];
+    const slot = slots[what.slot % slots.length];
+    gfn = slot.base + (what.page % slot.npages);
+  }
+  const how = { kind: what.kind, ...(what.isPrivate !== null && { private: what.isPrivate }) };
+  const answers: string[] = [];
+  const end = gfn + pagesOf({ offset: what.op === 'accessAt' ? what.offset : what.page });
+  const vcpu = vm.vcpus[what.vcpu % vm.vcpus.length];
+  while (gfn < end && !vm.dead) {
+    const exit = vcpu.access({ gpa: gfn * PAGE, ...how, count: byOne ? 1 : end - gfn });
+    gfn += exit.done;
+    if (exit.reason === 'done') continue;
+    answers.push(textOf({ ...exit, done: 0 }));
+    gfn++;
+  }
+  return answers;
+}
+
+function answersOf(target: Target, what: Command, byOne: boolean): string[] {
   try {
-    if (!byOne) return exitText(vcpu.access({ gpa, ...how, count: pages }));
-    for (let page = 0; page < pages; page++) {
-      const exit = vcpu.access({ gpa: gpa + page * PAGE, ...how });
-      if (exit.reason !== 'done') return exitText({ ...exit, done: page });
-    }
-    return exitText({ reason: 'done', gpa: BigInt(gpa + pages * PAGE), done: pages });
+    if (what.op === 'access' || what.op === 'accessAt') return accesses(target, what, byOne);
+    const value = perform(target, what);
+    return what.op === 'createGmem' || what.op === 'beginFault' ? [] : [textOf(value)];
   } catch (error) {
-    if (isErrno(error)) return error.code;
+    if (isErrno(error)) return [error.code];
     throw error;
   }
 }
@@ -50,48 +178,65 @@ function access({ vm, slots }: Target, command: AccessCommand, byOne: boolean): 
 const textOf = (value: unknown): string =>
   JSON.stringify(value, (_, part) => (typeof part === 'bigint' ? `${part}` : part)) ?? 'nothing';
 
-function exitText({ reason, gpa, done, ...rest }: Record<string, unknown>): string {
-  return `${reason} at ${gpa} after ${done} ${textOf(rest)}`;
-}
-
 const statsOf = (vm: AnyVm): string[] => Object.entries(vm.stats()).map(([name, value]) => `${name} ${value}`);
 
-test(
-  `${NUM_RUNS} sequences end alike with a trace and without one`,
-  () => {
+/** What the host's pages are, as far as its calls tell: which are mapped, and which go when memory is short. */
+function hostPages({ vm }: Target): string[] {
+  const lines: string[] = [];
+  for (let region = 0; region < 4; region++) {
+    for (let page = 0; page < REGION_PAGES; page += 8) {
+      const hva = (regionPage(region) + page) * PAGE;
+      lines.push(`${region} ${page}: ${vm.host.pageIdleSet({ hva, pages: 8 })}`);
+    }
+  }
+  return lines;
+}
+
+/** Both VMs do the sequence; returns how many faults were fixed. */
+function compare(one: Sequence): number {
+  const traced = newTarget(makeEngine(one.config), one.config);
+  const untraced = newTarget(makeEngine({ ...one.config, traceRecords: 0 } as VmConfig), one.config);
+  const differ = (name: string, of: (target: Target) => string[]) => {
+    const problem = difference(`${name} (engine: untraced, model: traced)`, of(untraced), of(traced));
+    return problem === null ? [] : [problem];
+  };
+  prepare(traced);
+  prepare(untraced);
+  const done: string[] = [];
+  for (const what of commandsOf(one)) {
+    done.push(commandText(what));
+    // A TD is left after each call: there both do all accesses by one.
+    const answers = [untraced, traced].map((target) => answersOf(target, what, target === traced && !target.isTd));
+    traced.vm.trace();
+    const problems = [
+      ...differ('answers', (target) => answers[target === untraced ? 0 : 1]),
+      ...differ('counters', ({ vm }) => statsOf(vm)),
+      ...differ('leafs', ({ vm }) => engineLeafs(vm)),
+      ...differ('invalidation', ({ vm }) => [textOf(vm.invalidate)]),
+    ];
+    if (problems.length > 0) throw new Error([...problems, textOf(one.config), ...done].join('\n'));
+  }
+  for (const target of [untraced, traced]) {
+    while (target.started.length > 0) attempt(target, { op: 'invalidateEnd' });
+  }
+  const last = differ('host pages', hostPages);
+  if (last.length > 0) throw new Error([...last, textOf(one.config), ...done].join('\n'));
+  const fixed = untraced.vm.stats().pf_fixed;
+  cleanUp(traced);
+  cleanUp(untraced);
+  return fixed;
+}
+
+test.each([
+  ['anywhere', sequence as fc.Arbitrary<Sequence>],
+  ['in one place', dense],
+])(
+  `${NUM_RUNS} sequences %s end alike with a trace and without one`,
+  (_, sequences) => {
     let fixed = 0;
     fc.assert(
-      fc.property(sequence as fc.Arbitrary<Sequence>, (one) => {
-        const traced = newTarget(makeEngine(one.config), one.config);
-        const untraced = newTarget(makeEngine({ ...one.config, traceRecords: 0 } as never), one.config);
-        prepare(traced);
-        prepare(untraced);
-        commandsOf(one).forEach((command, k) => {
-          const outcomes = [traced, untraced].map((target) => {
-            // Each access of a TD's enters and leaves it: there both do all of them by one call.
-            if (command.op === 'access') return access(target, command, target === traced && !target.isTd);
-            const { value, errno } = attempt(target, command);
-            const isHandle = command.op === 'createGmem' || command.op === 'beginFault';
-            return isHandle || errno !== undefined ? `${errno}` : textOf(value);
-          });
-          traced.vm.trace();
-          const problems = [
-            difference('results (model: with a trace)', [outcomes[1]], [outcomes[0]]),
-            difference('counters', statsOf(untraced.vm), statsOf(traced.vm)),
-            difference('leafs', engineLeafs(untraced.vm), engineLeafs(traced.vm)),
-            difference(
-              'invalidation',
-              [JSON.stringify(untraced.vm.invalidate)],
-              [JSON.stringify(traced.vm.invalidate)],
-            ),
-          ].filter((problem) => problem !== null);
-          if (problems.length > 0) {
-            throw new Error(`${problems.join('\n')}\nafter ${k}: ${commandText(command)}\n${sequenceText(one)}`);
-          }
-        });
-        fixed += untraced.vm.stats().pf_fixed;
-        cleanUp(traced);
-        cleanUp(untraced);
+      fc.property(sequences, (one) => {
+        fixed += compare(one);
       }),
       { numRuns: NUM_RUNS, ...SEED, verbose: 0 },
     );
