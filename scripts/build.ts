@@ -182,7 +182,8 @@ async function compile(entry: string, target: 'debug' | 'release'): Promise<Uint
  * time. Everything else is made small, as copies cost what a download has no room for.
  */
 const hot: Record<string, string[]> = {
-  abi: ['abiAccess', 'abiGfnRange'],
+  abi: ['abiAccess', 'abiGfnRange', 'abiSetMemoryAttributes'],
+  attributes: ['allArePrivate', 'partIsPrivate', 'setAttributes'],
   check: ['inspectSpte', 'inspectSptes', 'spteAt'],
   gfn_range: ['findLeafTables', 'vmCheckGfnRanges', 'vmGfnRange', 'vmGfnRanges'],
   host_mm: ['faultMapped', 'hostFaultPlain'],
@@ -196,7 +197,7 @@ const hot: Record<string, string[]> = {
   page_fault: ['extendRun', 'faultPlain', 'faultinPfn', 'install', 'reserveFault', 'slotOf'],
   page_table: [
     ...['addPlane', 'emptyLeafTable', 'fold', 'ltAdd', 'ltClear', 'ltFlags', 'ltModify', 'ltSelect', 'ltSet'],
-    ...['setUniform', 'treeCount', 'treeFlags', 'treeLook', 'treeSet', 'valueWord', 'wantCut'],
+    ...['setUniform', 'treeCount', 'treeFlags', 'treeHolds', 'treeLook', 'treeSet', 'valueWord', 'wantCut'],
   ],
   tdp_iter: ['uniform', 'uniformAtOnce', 'visit', 'walkEntry', 'walkPiece'],
   tdp_mmu: [
@@ -213,7 +214,7 @@ const inlined: Record<string, string[]> = {
   gfn_range: ['doRange', 'spteInLeafTable', 'takesRanges', 'vmGfnRange'],
   host_mm: ['hostFaultPlain', 'setResult'],
   host_vma: ['lookupVma'],
-  memslots: ['gfnToMemslot', 'memslotAt', 'mixedTree', 'slotAtPlace'],
+  memslots: ['gfnToMemslot', 'memslotAt', 'mixedTree', 'orderPtr', 'slotAtPlace'],
   mmu: ['ageGfn', 'testAgeGfn'],
   page_fault: ['faultPlain'],
   page_table: [
