@@ -494,6 +494,28 @@ function checkImportsNoPackage(file: string): void {
   }
 }
 
+/** Where the API is as one file. load.ts names the engine's files as seen from its own folder, so it is the same one. */
+const bundle = 'engine/eptsim.js';
+
+/** Makes the modules in `folder` one: to find thirty files takes Node longer than to compile the engine. */
+async function bundleApi(folder: string): Promise<void> {
+  const modules = filesUnder(folder).filter((name) => name.endsWith('.js'));
+  const { outputFiles } = await esbuild.build({
+    absWorkingDir: root,
+    entryPoints: [`${folder}/index.js`],
+    bundle: true,
+    write: false,
+    platform: 'neutral',
+    target: 'es2022',
+    format: 'esm',
+    charset: 'utf8',
+    logLevel: 'error',
+  });
+  for (const file of modules) rmSync(at(file));
+  writeWhole(`${folder}/${bundle}`, outputFiles[0]!.contents);
+  writeWhole(`${folder}/index.js`, `export * from './${bundle}';\n`);
+}
+
 async function buildApi(): Promise<void> {
   rmSync(at('build/api'), { recursive: true, force: true });
   const tsc = spawnSync(
@@ -508,6 +530,7 @@ async function buildApi(): Promise<void> {
     writeFileSync(at(file), types.replaceAll(/((?:from|import)\s*\(?\s*['"]\.[^'"]*)\.ts(['"])/g, '$1.js$2'));
   }
   for (const file of filesUnder('build/api').filter((name) => name.endsWith('.js'))) checkImportsNoPackage(file);
+  await bundleApi('build/api');
   // dist/ keeps the engine and the CLI; what the API part left there before goes.
   mkdirSync(at('dist'), { recursive: true });
   for (const name of readdirSync(at('dist'))) {

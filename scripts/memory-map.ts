@@ -6,11 +6,11 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { transformSync } from 'esbuild';
+import { COUNTER_NAMES } from '../src/engine/exports.ts';
 
 const path = 'docs/memory-map.md';
 
 const built = (file: string) => pathToFileURL(join(process.cwd(), 'dist', file)).href;
-const { COUNTER_NAMES } = (await import(built('engine/exports.js'))) as typeof import('../src/engine/exports.ts');
 
 const sourceOf = (file: string) => readFileSync(`assembly/${file}`, 'utf8');
 
