@@ -104,6 +104,8 @@ export function vmGfnRanges(
   const slot = memslotAt(asId, slotId);
   const pages = <u64>npages;
   const looksPtr = IO_BASE + ((<usize>ranges) << 3);
+  // Behind questions and answers.
+  const foundPtr = IO_BASE + ((<usize>ranges) << 4);
   const lookRoot = findRoot(looks == 2 ? ROOT_MIRROR : ROOT_DIRECT, asId);
   const lookBits: u64 = lookRoot === null ? 0 : keyBitsOf(lookRoot);
   const plainRoot = plainRootOf(call, asId, pages, arg, selector);
@@ -122,10 +124,17 @@ export function vmGfnRanges(
     let entry: usize = 0;
     if (plainRoot !== null) {
       const place = done & (GROUP - 1);
-      if (place == 0 || !isFound) findLeafTables(plainRoot, ptr, place, min(ranges - done, GROUP - place));
+      if (place == 0 || !isFound)
+        findLeafTables(
+          plainRoot,
+          ptr,
+          foundPtr + ((<usize>place) << 2),
+          min(ranges - done, GROUP - place),
+          pages == 512,
+        );
       isFound = true;
       if ((start ^ last) >> 9 == 0 && last < limit && !isAtFold)
-        entry = <usize>load<u32>(FOUND + ((<usize>place) << 2));
+        entry = <usize>load<u32>(foundPtr + ((<usize>place) << 2));
     }
     if (entry != 0) {
       if (!reserve(64, 24)) {
@@ -172,9 +181,7 @@ export function vmGfnRanges(
 // the same changes and counts as one call each.
 
 /** Ranges that are looked up together. A power of two. */
-const GROUP: u32 = 16;
-/** The entries of their leaf tables, or 0. */
-const FOUND: usize = 960;
+const GROUP: u32 = 64;
 
 function plainRootOf(call: u32, asId: u32, pages: u64, arg: u64, selector: u32): Root | null {
   if (call != CALL_UNMAP || pages > 512 || ctl.privateHugePages != 0) return null;
@@ -182,10 +189,11 @@ function plainRootOf(call: u32, asId: u32, pages: u64, arg: u64, selector: u32):
   return tdpMmuPlainRoot(vendorRootsOfRange(selector, arg), asId, (selector & MAY_BLOCK) != 0);
 }
 
-function findLeafTables(root: Root, startsPtr: usize, place: u32, ranges: u32): void {
+/** Writes the entries of their leaf tables, or 0, as u32 at `foundPtr`. */
+function findLeafTables(root: Root, startsPtr: usize, foundPtr: usize, ranges: u32, isWhole: bool): void {
   for (let index: u32 = 0; index < ranges; index++) {
     const gfn = <u64>load<f64>(startsPtr + ((<usize>index) << 3));
-    store<u32>(FOUND + ((<usize>(place + index)) << 2), <u32>tdpMmuLeafTable(root, gfn));
+    store<u32>(foundPtr + ((<usize>index) << 2), <u32>tdpMmuLeafTable(root, gfn, isWhole));
   }
 }
 

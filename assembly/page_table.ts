@@ -887,10 +887,11 @@ export function treeLook(entryPtr: usize, level: i32, key: u64): void {
 
 let touched: u32 = 0;
 /**
- * Finds the entry that answers for `key` (atEntry, atTag) and reads what changing its presence will: the counts, the words of
- * presence and A. Done for many keys before the first is changed, the cache misses are waited for together.
+ * Finds the entry that answers for `key` (atEntry, atTag) and reads what changing its presence will: unless all of its table
+ * is meant, the words of presence and A. Done for many keys before the first is changed, their cache misses are waited for
+ * together.
  */
-export function treeTouch(entryPtr: usize, level: i32, key: u64): void {
+export function treeTouch(entryPtr: usize, level: i32, key: u64, isWhole: bool): void {
   let desc = load<u32>(entryPtr);
   while ((desc & 7) == TABLE) {
     level--;
@@ -900,10 +901,10 @@ export function treeTouch(entryPtr: usize, level: i32, key: u64): void {
   atEntry = entryPtr;
   atTag = desc & 7;
   const group = (desc >> 24) & 15;
-  if (group == 0) return;
+  if (group == 0 || isWhole) return;
   const ptr = blockPtr(load<u32>(entryPtr, 4)) + ((<usize>((<u32>key & 511) >> 6)) << 3);
   touched ^= load<u32>(ptr);
-  if (!isSingle(group)) touched ^= load<u32>(ptr, 64 << COUNTED_SHIFT);
+  if (!isSingle(group)) touched ^= load<u32>(ptr, COUNTED_SHIFT << 6);
 }
 
 /** The flags of `key`: 0 if absent. */

@@ -600,9 +600,9 @@ export function tdpMmuPlainRoot(kinds: u32, asId: u32, canYield: bool): Root | n
   return plain;
 }
 
-/** The entry of the leaf table that the walk for `gfn` ends at, its memory read; 0 where the walk ends otherwise. */
-export function tdpMmuLeafTable(root: Root, gfn: u64): usize {
-  treeTouch(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root));
+/** The entry of the leaf table that the walk for `gfn` ends at, what a zap reads read; 0 where the walk ends otherwise. */
+export function tdpMmuLeafTable(root: Root, gfn: u64, isWhole: bool): usize {
+  treeTouch(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root), isWhole);
   return atTag == LT ? atEntry : 0;
 }
 
