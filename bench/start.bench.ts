@@ -23,13 +23,24 @@ const FIRST = `
   console.log(ms);
 `;
 
+const IMPORT = `
+  const start = performance.now();
+  const { createVm } = await import(process.cwd() + '/dist/index.js');
+  const ms = performance.now() - start;
+  if (createVm === undefined) throw new Error('no API');
+  console.log(ms);
+`;
+
+/** The milliseconds that `program` prints, in nanoseconds. */
+function inFreshProcess(program: string): number {
+  return Number(execFileSync(process.execPath, ['--input-type=module', '-e', program], { encoding: 'utf8' })) * 1e6;
+}
+
 export default async function start({ quick, say }: BenchContext): Promise<Row[]> {
   const wasm = readFileSync('dist/eptsim.wasm');
   const bytes = gzipSync(wasm, { level: 9 }).length;
-  const first = Array.from({ length: quick ? 3 : 15 }, () => {
-    const printed = execFileSync(process.execPath, ['--input-type=module', '-e', FIRST], { encoding: 'utf8' });
-    return Number(printed) * 1e6;
-  });
+  const first = Array.from({ length: quick ? 3 : 15 }, () => inFreshProcess(FIRST));
+  const imported = Array.from({ length: quick ? 3 : 15 }, () => inFreshProcess(IMPORT));
   const create = Array.from({ length: quick ? 3 : 15 }, () => {
     const begun = performance.now();
     const vm = api.createVmSync({ memory: TIB });
@@ -54,6 +65,13 @@ export default async function start({ quick, say }: BenchContext): Promise<Row[]
       spread: spreadOf(first),
       samples: first.length,
       goal: 'first compile + instance in Node',
+    }),
+    row({
+      ...common,
+      operation: 'import',
+      nsPerOperation: median(imported),
+      spread: spreadOf(imported),
+      samples: imported.length,
     }),
     row({
       ...common,
