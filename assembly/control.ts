@@ -169,6 +169,17 @@ export class Control {
   /** Beside attributesLo (attributes.ts). */
   attributes2mLo: u64;
   attributes2mHi: u64;
+  // Where the walks of the last access ended, in the guest's tree and in the host's: 24 bytes each (page_table.ts, Path).
+  guestPathTree: u32;
+  guestPathEntry: u32;
+  guestPathKey: u64;
+  guestPathLevel: i32;
+  pad2: u32;
+  hostPathTree: u32;
+  hostPathEntry: u32;
+  hostPathKey: u64;
+  hostPathLevel: i32;
+  pad3: u32;
 }
 if (offsetof<Control>() > 1024) ERROR('Control outgrew its 1,024 bytes');
 
@@ -177,6 +188,8 @@ export const ctl: Control = changetype<Control>(CONTROL_BASE);
 export const ATTRIBUTES_TREE: usize = CONTROL_BASE + offsetof<Control>('attributesLo');
 export const ATTRIBUTES_2M_TREE: usize = CONTROL_BASE + offsetof<Control>('attributes2mLo');
 export const HOST_TREE: usize = CONTROL_BASE + offsetof<Control>('hostLo');
+export const GUEST_PATH: usize = CONTROL_BASE + offsetof<Control>('guestPathTree');
+export const HOST_PATH: usize = CONTROL_BASE + offsetof<Control>('hostPathTree');
 export const SEPT_TREE: usize = CONTROL_BASE + offsetof<Control>('septLo');
 export const INHIBIT_TREE: usize = CONTROL_BASE + offsetof<Control>('inhibitLo');
 export const STALE_TREE: usize = CONTROL_BASE + offsetof<Control>('staleLo');

@@ -21,7 +21,7 @@
 // mm/khugepaged.c, mm/ksm.c, mm/page_idle.c, mm/vmscan.c, fs/proc/task_mmu.c (v6.12)
 // Left out: swap, page-cache residency (only huge folios are known), a file mapped twice, fork, NUMA, soft-dirty bits.
 
-import { ctl, HOST_TREE } from './control';
+import { ctl, HOST_PATH, HOST_TREE } from './control';
 import {
   anonVmaCompatible,
   canMerge,
@@ -80,6 +80,7 @@ import {
   tagOf,
   treeAt,
   treeLook,
+  treeLookNear,
   treeModify,
   treeSet,
   UNIFORM,
@@ -613,7 +614,7 @@ export function hostFaultPlain(hva: u64, write: bool, limitPages: u64): u64 {
   const vma = vmaAt(index);
   if ((vma.prot & (write ? PROT_WRITE : PROT_READ)) == 0) return 0;
   const page = hva >> 12;
-  treeLook(HOST_TREE, HOST_LEVEL, page);
+  treeLookNear(HOST_PATH, HOST_TREE, HOST_LEVEL, page);
   const flags = atFlags;
   if (flags == 0) {
     const isByPte =

@@ -25,7 +25,7 @@
 // a block of 64 bytes; with more it has one of 256, and each bit its fixed place there: no plane moves twice.
 // Left out: pfns. They follow from the backing (host_mm.ts, guest_memfd.ts).
 
-import { Control, ctl } from './control';
+import { Control, ctl, GUEST_PATH, HOST_PATH } from './control';
 import { CLASS_PLANE, CLASS_QUAD, CLASS_UPPER, QUAD_BLOCKS, UPPER_BLOCKS } from './layout';
 
 export const ENTRY_BYTES: usize = 16;
@@ -768,7 +768,7 @@ export function fold(entryPtr: usize, level: i32): void {
   for (let at: usize = ENTRY_BYTES; at < 8192; at += ENTRY_BYTES) {
     if (load<u32>(first + at) != desc || (load<u32>(first + at, 8) & (SIDE_MASK | MARK | MARK_TRACKED)) != 0) return;
   }
-  release(CLASS_UPPER, load<u32>(entryPtr, 4));
+  releaseUpper(load<u32>(entryPtr, 4));
   const flags = (desc >> 8) & 255;
   const leafLevel = tag == EMPTY || tag == LEAF ? level - 1 : tag == LT ? 1 : <i32>((desc >> 3) & 15);
   setUniform(entryPtr, level, leafLevel, tag == EMPTY ? 0 : flags);
@@ -823,7 +823,7 @@ export function freeSubtree(entryPtr: usize, level: i32): void {
       const childTag = load<u32>(first + at) & 7;
       if (childTag == LT || childTag == TABLE) freeSubtree(first + at, level - 1);
     }
-    release(CLASS_UPPER, load<u32>(entryPtr, 4));
+    releaseUpper(load<u32>(entryPtr, 4));
   }
   setEmpty(entryPtr);
 }
@@ -905,6 +905,43 @@ export function treeTouch(entryPtr: usize, level: i32, key: u64, isWhole: bool):
   const ptr = blockPtr(load<u32>(entryPtr, 4)) + ((<usize>((<u32>key & 511) >> 6)) << 3);
   touched ^= load<u32>(ptr);
   if (!isSingle(group)) touched ^= load<u32>(ptr, COUNTED_SHIFT << 6);
+}
+
+// Path, 24 bytes: the entry at which the last treeLookNear() of the path began, for the 512 keys around `key` << 9 in
+// `tree`. The block that holds it stays where it is until an upper table is freed.
+@unmanaged
+class Path {
+  tree: u32;
+  entry: u32;
+  key: u64;
+  level: i32;
+  pad: u32;
+}
+if (offsetof<Path>() != 24) ERROR('Path is no longer 24 bytes');
+
+/** As treeLook(), for one key after the other: begins where `pathPtr` says that the last one of the same 512 ended. */
+export function treeLookNear(pathPtr: usize, entryPtr: usize, level: i32, key: u64): void {
+  const path = changetype<Path>(pathPtr);
+  if (path.tree == <u32>entryPtr && path.key == key >> 9) {
+    treeLook(<usize>path.entry, path.level, key);
+    return;
+  }
+  path.tree = <u32>entryPtr;
+  path.key = key >> 9;
+  while (tagOf(entryPtr) == TABLE) {
+    level--;
+    entryPtr = childPtr(entryPtr, indexAt(key, level));
+  }
+  path.entry = <u32>entryPtr;
+  path.level = level;
+  treeLook(entryPtr, level, key);
+}
+
+/** Frees an upper table: what began in it begins at the root again. */
+function releaseUpper(block: u32): void {
+  changetype<Path>(GUEST_PATH).tree = 0;
+  changetype<Path>(HOST_PATH).tree = 0;
+  release(CLASS_UPPER, block);
 }
 
 /** The flags of `key`: 0 if absent. */

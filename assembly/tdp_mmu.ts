@@ -21,6 +21,7 @@ import {
   COUNTERS_BASE,
   count,
   ctl,
+  GUEST_PATH,
   PROFILE_6_16,
   SEPT_TREE,
   STALE_TREE,
@@ -66,6 +67,7 @@ import {
   treeAt,
   treeCount,
   treeLook,
+  treeLookNear,
   treeModify,
   treeSet,
   treeTouch,
@@ -946,6 +948,11 @@ export function tdpMmuWalk(root: Root, gfn: u64): void {
 /** As tdpMmuWalk(), without atEnd. */
 export function tdpMmuLook(root: Root, gfn: u64): void {
   treeLook(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root));
+}
+
+/** As tdpMmuLook(), for the guest's accesses: gfn after gfn, mostly. */
+export function tdpMmuLookNear(root: Root, gfn: u64): void {
+  treeLookNear(GUEST_PATH, entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root));
 }
 
 /** Counts the entries that the walks of `faults` faults visit, from the root down to `level`. */

@@ -56,6 +56,7 @@ import {
   Root,
   rootAt,
   tdpMmuLook,
+  tdpMmuLookNear,
   tdpMmuSetBits,
   tdpMmuSideCode,
   tdpMmuWalk,
@@ -292,7 +293,7 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
       }
       count(C_PF_TAKEN, 1);
     } else if (reachable) {
-      tdpMmuLook(root, gfn);
+      tdpMmuLookNear(root, gfn);
       const flags = atFlags;
       const level = atLevel;
       present = (flags & PRESENT) != 0;

@@ -197,7 +197,8 @@ const hot: Record<string, string[]> = {
   page_fault: ['extendRun', 'faultPlain', 'faultinPfn', 'install', 'reserveFault', 'slotOf'],
   page_table: [
     ...['addPlane', 'emptyLeafTable', 'fold', 'ltAdd', 'ltClear', 'ltFlags', 'ltModify', 'ltSelect', 'ltSet'],
-    ...['setUniform', 'treeCount', 'treeFlags', 'treeHolds', 'treeLook', 'treeSet', 'valueWord', 'wantCut'],
+    ...['setUniform', 'treeCount', 'treeFlags', 'treeHolds', 'treeLook', 'treeLookNear', 'treeSet', 'valueWord'],
+    'wantCut',
   ],
   tdp_iter: ['uniform', 'uniformAtOnce', 'visit', 'walkEntry', 'walkPiece'],
   tdp_mmu: [
@@ -219,21 +220,12 @@ const inlined: Record<string, string[]> = {
   page_fault: ['faultPlain'],
   page_table: [
     ...['childPtr', 'descriptor', 'emptyLeafTable', 'indexAt', 'ltAdd', 'ltEmpty', 'ltFlags', 'pagesOf', 'planePtr'],
-    ...['reserve', 'treeTouch', 'valueWord', 'wantCuts', 'wordMask'],
+    ...['reserve', 'treeLookNear', 'treeTouch', 'valueWord', 'wantCuts', 'wordMask'],
   ],
   pause: ['gate'],
   tdp_mmu: [
-    ...[
-      'keyBitsOf',
-      'maxGfnExclusive',
-      'mayStop',
-      'nextRoot',
-      'settle',
-      'tdpMmuCountFaults',
-      'tdpMmuLeafTable',
-      'tdpMmuLook',
-      'tdpMmuMapAbsent',
-    ],
+    ...['keyBitsOf', 'maxGfnExclusive', 'mayStop', 'nextRoot', 'settle', 'tdpMmuCountFaults', 'tdpMmuLeafTable'],
+    ...['tdpMmuLook', 'tdpMmuLookNear', 'tdpMmuMapAbsent'],
   ],
   trace: ['codeOfFlags'],
   vendor: ['vendorRootsOfRange'],

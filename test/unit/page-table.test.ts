@@ -51,6 +51,25 @@ describe('a uniform area', () => {
     expect(vm.leafs()).toEqual(leafs);
   });
 
+  test('that folds leaves no way into its freed table to the access after', () => {
+    const vm = mapped();
+    const [page, elsewhere] = [70_000, 70_000 + 2 ** 18];
+    const vcpu = vm.vcpus[0];
+    vm.unmapGfnRange({ slot: 0, start: page, end: page + 1 });
+    vcpu.access({ gpa: page * PAGE, kind: 'write' });
+    vm.ageGfn({ slot: 0, start: 0, end: GUEST });
+    expect(runs(vm)).toEqual([[1, 0, GUEST]]);
+    // The next area that diverges takes the table that was freed, at the same place in it.
+    const before = vm.memoryUsed;
+    vm.unmapGfnRange({ slot: 0, start: elsewhere - 5, end: elsewhere + 5 });
+    expect(vm.memoryUsed - before).toBeLessThan(UPPER);
+    const { pf_taken: faults } = vm.stats();
+    vcpu.access({ gpa: page * PAGE, kind: 'read' });
+    expect(vm.stats().pf_taken).toBe(faults);
+    expect([vm.spte(page), vm.spte(elsewhere)]).toMatchObject([{ accessed: true }, { class: 'nonpresent' }]);
+    expect(runs(vm).reduce((sum, [, , count]) => sum + count, 0)).toBe(GUEST - 10);
+  });
+
   test('is one again after all of it was zapped: its tables stay linked', () => {
     const vm = mapped();
     const { tables } = vm.stats();
