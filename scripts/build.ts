@@ -185,15 +185,15 @@ const hot: Record<string, string[]> = {
   abi: ['abiAccess', 'abiGfnRange', 'abiSetMemoryAttributes'],
   attributes: ['allArePrivate', 'partIsPrivate', 'setAttributes'],
   check: ['inspectSpte', 'inspectSptes', 'spteAt'],
-  gfn_range: ['findLeafTables', 'vmCheckGfnRanges', 'vmGfnRange', 'vmGfnRanges'],
+  gfn_range: ['doRange', 'findLeafTables', 'takesRanges', 'vmCheckGfnRanges', 'vmGfnRange', 'vmGfnRanges'],
   host_mm: ['faultMapped', 'hostFaultPlain'],
   invalidate: ['mmuInvalidateBegin'],
   mem_attributes: [
     ...['guardRegion', 'postSetMemoryAttributes', 'preSetMemoryAttributes', 'regionHasAttributes', 'reserveSet'],
-    ...['setMemAttributes', 'setMixed', 'wantMixed'],
+    ...['setMemAttributes', 'setMixed', 'setRegionMixed', 'wantMixed'],
   ],
   memslots: ['firstPlaceByGfn', 'gfnToMemslot', 'isMixed', 'slotAtPlace'],
-  mmu: ['unmapGfnRange', 'wantGfnRange'],
+  mmu: ['ageGfn', 'testAgeGfn', 'unmapGfnRange', 'wantGfnRange'],
   page_fault: ['extendRun', 'faultPlain', 'faultinPfn', 'install', 'reserveFault', 'slotOf'],
   page_table: [
     ...['addPlane', 'emptyLeafTable', 'fold', 'ltAdd', 'ltClear', 'ltFlags', 'ltModify', 'ltSelect', 'ltSet'],
@@ -203,9 +203,10 @@ const hot: Record<string, string[]> = {
   tdp_iter: ['uniform', 'uniformAtOnce', 'visit', 'walkEntry', 'walkPiece'],
   tdp_mmu: [
     ...['countLeafs', 'settle', 'tdpMmuAge', 'tdpMmuCountFaults', 'tdpMmuLook', 'tdpMmuMap', 'tdpMmuSideCode'],
-    ...['tdpMmuMapAbsent', 'tdpMmuUnmapRange', 'walkAtOnce', 'wantWalk', 'zapInLeafTable'],
+    ...['tdpMmuMapAbsent', 'tdpMmuUnmapRange', 'walkAtOnce', 'walkRange', 'wantWalk', 'zapInLeafTable'],
+    'zapped',
   ],
-  vcpu: ['accessOnce', 'enterGuest', 'flushIfAsked'],
+  vcpu: ['accessOnce', 'enterGuest', 'flushIfAsked', 'touch'],
 };
 /** What is inlined into hot functions, by file. */
 const inlined: Record<string, string[]> = {
