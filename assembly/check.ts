@@ -9,7 +9,6 @@ import {
   atEnd,
   atFlags,
   atLevel,
-  atTag,
   childPtr,
   EMPTY,
   flagsOf,
@@ -24,7 +23,6 @@ import {
   tagOf,
   treeAt,
   treeFlags,
-  treeLook,
   treeRunEnd,
   UNIFORM,
 } from './page_table';
@@ -44,7 +42,7 @@ import {
   rootEntryLevel,
 } from './tdp_mmu';
 import { SEPT_BLOCKED, SEPT_PRESENT } from './tdx_module';
-import { codeOfFlags, SPTE_NONPRESENT } from './trace';
+import { codeOfFlags } from './trace';
 
 const RECORD_BYTES: usize = 48;
 const RECORDS_MAX: u32 = <u32>(IO_BYTES / RECORD_BYTES);
@@ -174,12 +172,21 @@ export function inspectWalk(rootIndex: u32, gfn: f64): i32 {
   return <i32>records;
 }
 
-/** What a walk for `key` ends at: the code of trace.ts, and the level at bit 16. */
+/** What a walk for `key` ends at: the code of trace.ts, and the level at bit 16. As treeLook(), but for many keys in a row. */
 export function spteAt(root: Root, key: u64): u32 {
-  treeLook(rootEntry(root), rootEntryLevel(), key);
-  let code = codeOfFlags(atFlags);
-  if (code == SPTE_NONPRESENT && atTag == LT) code = sideGet(sideKey(indexOf(root), key));
-  return code | ((<u32>atLevel) << 16);
+  let entry = rootEntry(root);
+  let level = rootEntryLevel();
+  while (tagOf(entry) == TABLE) {
+    level--;
+    entry = childPtr(entry, indexAt(key, level));
+  }
+  const tag = tagOf(entry);
+  if (tag == LT) {
+    const flags = ltFlags(entry, <i32>(key & 511));
+    return (flags == 0 ? sideGet(sideKey(indexOf(root), key)) : codeOfFlags(flags)) | (1 << 16);
+  }
+  if (tag == UNIFORM) level = leafLevelOf(entry);
+  return codeOfFlags(flagsOf(entry)) | ((<u32>level) << 16);
 }
 
 /** spteAt() of the valid root of `kind` and `asId`; 0 if there is none. */
@@ -189,7 +196,7 @@ export function inspectSpte(kind: u32, asId: u32, gfn: f64): u32 {
 }
 
 export function isGfn(value: f64): bool {
-  return value >= 0 && value < 4503599627370496.0 && value == floor(value);
+  return value >= 0 && value < 4503599627370496.0 && value == <f64>(<i64>value);
 }
 
 /**
@@ -202,7 +209,7 @@ export function inspectSptes(kind: u32, asId: u32, gfns: u32): u32 {
   for (let index: u32 = 0; index < gfns; index++) {
     const gfn = load<f64>(IO_BASE + ((<usize>index) << 3));
     if (!isGfn(gfn)) return index;
-    store<u32>(IO_BASE + ((<usize>index) << 2), root === null ? 0 : spteAt(root, <u64>gfn | bits));
+    store<u32>(IO_BASE + ((<usize>index) << 2), root === null ? 0 : spteAt(root, <u64>(<i64>gfn) | bits));
   }
   return gfns;
 }

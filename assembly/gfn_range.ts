@@ -117,7 +117,7 @@ export function vmGfnRanges(
   let done: u32 = 0;
   for (; done < ranges; done++) {
     const ptr = IO_BASE + ((<usize>done) << 3);
-    const start = <u64>load<f64>(ptr);
+    const start = <u64>(<i64>load<f64>(ptr));
     const last = start + pages - 1;
     // A range that ends where an entry of level 3 does may fold it.
     const isAtFold = ((last + 1) & 0x3ffff) == 0;
@@ -133,8 +133,11 @@ export function vmGfnRanges(
           pages == 512,
         );
       isFound = true;
-      if ((start ^ last) >> 9 == 0 && last < limit && !isAtFold)
+      if ((start ^ last) >> 9 == 0 && last < limit && !isAtFold) {
         entry = <usize>load<u32>(foundPtr + ((<usize>place) << 2));
+        // A range before it may have linked its table.
+        if (entry == 0) entry = tdpMmuLeafTable(plainRoot, start, pages == 512);
+      }
     }
     if (entry != 0) {
       if (!reserve(64, 24)) {
@@ -156,11 +159,11 @@ export function vmGfnRanges(
       }
       flush |= result;
       store<f64>(ptr, <f64>(changedLeafs(call) - before));
-      // It may have linked tables, or folded some.
-      if (result != 0 || isAtFold) isFound = false;
+      // A fold frees the table that entries found stand in; tables that were linked move none.
+      if (isAtFold) isFound = false;
     }
     if (looks == 0) continue;
-    const key = <u64>load<f64>(looksPtr + ((<usize>done) << 3)) | lookBits;
+    const key = <u64>(<i64>load<f64>(looksPtr + ((<usize>done) << 3))) | lookBits;
     let code: u32 = 0;
     if (entry != 0 && lookRoot === plainRoot && (key ^ (start | lookBits)) >> 9 == 0)
       code = spteInLeafTable(lookRoot!, entry, key);
@@ -192,7 +195,7 @@ function plainRootOf(call: u32, asId: u32, pages: u64, arg: u64, selector: u32):
 /** Writes the entries of their leaf tables, or 0, as u32 at `foundPtr`. */
 function findLeafTables(root: Root, startsPtr: usize, foundPtr: usize, ranges: u32, isWhole: bool): void {
   for (let index: u32 = 0; index < ranges; index++) {
-    const gfn = <u64>load<f64>(startsPtr + ((<usize>index) << 3));
+    const gfn = <u64>(<i64>load<f64>(startsPtr + ((<usize>index) << 3)));
     store<u32>(foundPtr + ((<usize>index) << 2), <u32>tdpMmuLeafTable(root, gfn, isWhole));
   }
 }
@@ -215,7 +218,7 @@ export function vmCheckGfnRanges(asId: u32, slotId: u32, ranges: u32, npages: f6
   let at: u32 = 0;
   for (; at < ranges; at++) {
     const start = load<f64>(IO_BASE + ((<usize>at) << 3));
-    if (!(start >= first && start <= last && start == floor(start))) return <i32>at;
+    if (!(start >= first && start <= last && isGfn(start))) return <i32>at;
   }
   const doubles = looks == 0 ? ranges : 2 * ranges;
   while (at < doubles && isGfn(load<f64>(IO_BASE + ((<usize>at) << 3)))) at++;

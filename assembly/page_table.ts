@@ -688,6 +688,18 @@ function ltClearMasked(entryPtr: usize, masks: usize): void {
   if (presentCount(entryPtr) == 0) emptyLeafTable(entryPtr);
 }
 
+/** As ltModify() of a whole table that clears the counted bit where it is set: the entry alone is touched. */
+export function ltClearCounted(entryPtr: usize): u32 {
+  const counts = load<u32>(entryPtr, 8);
+  const counted = (counts >> 10) & 0x3ff;
+  if (counted == 0) return 0;
+  const desc = load<u32>(entryPtr) & ~((COUNTED_BIT << 8) | (COUNTED_BIT << 16));
+  store<u32>(entryPtr, desc);
+  store<u32>(entryPtr, counts & ~(0x3ff << 10), 8);
+  if (((desc >> 16) & 255) == 0 && desc >> 24 != 0) forgetPlanes(entryPtr);
+  return counted;
+}
+
 /** First index after `from` (up to `to`) whose key differs in flags from the key at `from`. */
 export function ltRunEnd(entryPtr: usize, from: i32, to: i32): i32 {
   const desc = load<u32>(entryPtr);

@@ -10,6 +10,7 @@ import { C_NX_LPAGE_SPLITS, C_VISITED_L1, count, ctl } from './control';
 import { TRACE_RECORD_BYTES } from './layout';
 import { overZapped } from './losses';
 import {
+  COUNTED_BIT,
   childPtr,
   clearMarks,
   EMPTY,
@@ -24,6 +25,7 @@ import {
   LT,
   leafLevelOf,
   ltClear,
+  ltClearCounted,
   ltCount,
   ltEmpty,
   ltFlags,
@@ -371,13 +373,16 @@ function walkEntry(entryPtr: usize, level: i32, start: u64, end: u64): void {
   if (childLevel == 2 && minLevel == 1 && op != WALK_ZAP_PASS) {
     // Leaf tables side by side, which is nearly all there is to walk.
     const isPlainZap = op == WALK_ZAP && !tracing && mirror == 0;
+    const isAge = op == WALK_MODIFY && !tracing && clear == COUNTED_BIT && set == 0 && need == (COUNTED_BIT | PRESENT);
     let visited: u64 = 0;
     while (at < end) {
       const next = min((at & ~511) + 512, end);
       const tag = tagOf(child);
       if (tag == LT) {
         visited += next - at;
-        if (isPlainZap && next - at == 512) hits1 += <u64>ltEmpty(child);
+        const isWhole = next - at == 512;
+        if (isPlainZap && isWhole) hits1 += <u64>ltEmpty(child);
+        else if (isAge && isWhole) hits1 += <u64>ltClearCounted(child);
         else leafTable(child, at, next);
       } else if (tag == LEAF) {
         hugeLeaf(child, 2, at, next);

@@ -220,8 +220,9 @@ const inlined: Record<string, string[]> = {
   mmu: ['ageGfn', 'testAgeGfn'],
   page_fault: ['faultPlain'],
   page_table: [
-    ...['childPtr', 'descriptor', 'emptyLeafTable', 'indexAt', 'ltAdd', 'ltEmpty', 'ltFlags', 'pagesOf', 'planePtr'],
-    ...['reserve', 'treeLookNear', 'treeTouch', 'valueWord', 'wantCuts', 'wordMask'],
+    ...['childPtr', 'descriptor', 'emptyLeafTable', 'indexAt', 'ltAdd', 'ltClearCounted', 'ltEmpty', 'ltFlags'],
+    ...['pagesOf', 'planePtr', 'release', 'releasePlanes', 'reserve', 'treeLookNear', 'treeTouch', 'valueWord'],
+    ...['wantCuts', 'wordMask'],
   ],
   pause: ['gate'],
   tdp_mmu: [
