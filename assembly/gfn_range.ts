@@ -7,7 +7,7 @@ import { IO_BASE } from './layout';
 import { lossRequest, PRODUCER_DIRECT } from './losses';
 import { endGfnOf, Memslot, memslotAt } from './memslots';
 import { ageGfn, setSpteGfn, testAgeGfn, unmapGfnRange, zapGfnRange } from './mmu';
-import { ltClear, ltFlags, reserve } from './page_table';
+import { LEAF_GROWTH_BLOCKS, ltClear, ltFlags, reserve, reserveAmply } from './page_table';
 import { EINVAL, EIO, EOPNOTSUPP, STATUS_CAPACITY } from './status';
 import {
   findRoot,
@@ -113,6 +113,11 @@ export function vmGfnRanges(
   let tables: u64 = 0;
   let leafs: u64 = 0;
   let isFound = false;
+  let isAmple = isRoomFor(ranges);
+  // Of the last range, if it was zapped in place: what a call for it alone would leave in Control.
+  let lastEntry: usize = 0;
+  let lastStart: u64 = 0;
+  let lastHits: u64 = 0;
   let flush = 0;
   let done: u32 = 0;
   for (; done < ranges; done++) {
@@ -140,17 +145,19 @@ export function vmGfnRanges(
       }
     }
     if (entry != 0) {
-      if (!reserve(64, 24)) {
+      if (!isAmple && !reserve(64, 24)) {
         ctl.result1 = STATUS_CAPACITY;
         break;
       }
       const zapped = ltClear(entry, <i32>(start & 511), <i32>(last & 511) + 1);
       tables++;
       leafs += <u64>zapped;
-      ctl.walkHits = <u64>zapped;
+      lastHits = <u64>zapped;
+      lastStart = start;
+      lastEntry = entry;
       store<f64>(ptr, <f64>zapped);
-      lossRequest(start, last + 1, arg, selector);
     } else {
+      lastEntry = 0;
       const before = changedLeafs(call);
       const result = doRange(call, slot, start, last + 1, arg, selector);
       if (result < 0) {
@@ -161,6 +168,7 @@ export function vmGfnRanges(
       store<f64>(ptr, <f64>(changedLeafs(call) - before));
       // A fold frees the table that entries found stand in; tables that were linked move none.
       if (isAtFold) isFound = false;
+      isAmple = isRoomFor(ranges - done);
     }
     if (looks == 0) continue;
     const key = <u64>(<i64>load<f64>(looksPtr + ((<usize>done) << 3))) | lookBits;
@@ -171,6 +179,10 @@ export function vmGfnRanges(
     store<u32>(looksPtr + ((<usize>done) << 2), code);
   }
   if (plainRoot !== null) tdpMmuZappedIn(plainRoot, tables, pages, leafs);
+  if (lastEntry != 0) {
+    lossRequest(lastStart, lastStart + pages, arg, selector);
+    ctl.walkHits = lastHits;
+  }
   if (leafs != 0) {
     // The flush that they ask for is the caller's.
     ctl.flushOwed = 0;
@@ -185,6 +197,11 @@ export function vmGfnRanges(
 
 /** Ranges that are looked up together. A power of two. */
 const GROUP: u32 = 64;
+
+/** Whether `ranges` zaps in place, which may each give a table its planes, can all be reserved for without asking. */
+function isRoomFor(ranges: u32): bool {
+  return reserveAmply(64, (<u64>ranges + 24) * LEAF_GROWTH_BLOCKS);
+}
 
 function plainRootOf(call: u32, asId: u32, pages: u64, arg: u64, selector: u32): Root | null {
   if (call != CALL_UNMAP || pages > 512 || ctl.privateHugePages != 0) return null;

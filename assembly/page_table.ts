@@ -129,7 +129,7 @@ export let reservedUppers: u64 = 0;
 export let reservedBlocks: u64 = 0;
 
 /** Blocks that a leaf table takes as it gets all planes: each group lets go of its single plane when it has the quad. */
-const LEAF_GROWTH_BLOCKS: u64 = 2 * (1 + 4);
+export const LEAF_GROWTH_BLOCKS: u64 = 2 * (1 + 4);
 
 /**
  * As reserve(), with leaf-table blocks counted in units of 64 bytes. What a paused operation reserved stays reserved:
