@@ -200,7 +200,7 @@ const hot: Record<string, string[]> = {
     ...['setUniform', 'treeCount', 'treeFlags', 'treeHolds', 'treeLook', 'treeLookNear', 'treeSet', 'valueWord'],
     'wantCut',
   ],
-  tdp_iter: ['uniform', 'uniformAtOnce', 'visit', 'walkEntry', 'walkPiece'],
+  tdp_iter: ['emitLeafTable', 'emitRuns', 'leafTable', 'uniform', 'uniformAtOnce', 'visit', 'walkEntry', 'walkPiece'],
   tdp_mmu: [
     ...['countLeafs', 'settle', 'tdpMmuAge', 'tdpMmuCountFaults', 'tdpMmuLook', 'tdpMmuMap', 'tdpMmuSideCode'],
     ...['tdpMmuMapAbsent', 'tdpMmuUnmapRange', 'walkAtOnce', 'walkRange', 'wantWalk', 'zapInLeafTable'],
