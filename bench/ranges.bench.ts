@@ -28,6 +28,8 @@ import {
 
 const QUESTION = 'ranges';
 const READ_BACK = 1000;
+/** Below so many operations a turn the code's way from memory to the processor would weigh in their time. */
+const FEW = 100;
 /** Native nested must reach this part of the bandwidth measured beside it, or it is a straw man and the bench fails. */
 const LEAST_BANDWIDTH = 0.5;
 
@@ -108,11 +110,12 @@ async function measure(found: Case, all: readonly Contender[], rounds: number, w
     let first: { name: string; outcome: Outcome; looked: number } | undefined;
     for (let turn = 0; turn < contenders.length; turn++) {
       const contender = contenders[(turn + Math.max(round, 0)) % contenders.length];
-      if (whole) {
+      if (found.count < FEW) {
         // Once untimed, so that no contender's code is cold: the fastest would be timed waiting for it.
         await contender.fill();
-        await contender.use(more);
-        await contender.whole(walk);
+        await contender.use(whole ? more : gfns);
+        if (whole) await contender.whole(walk);
+        else await contender.ranges(walk, npages);
       }
       await contender.fill();
       await contender.use(gfns);
