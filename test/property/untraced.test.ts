@@ -180,9 +180,10 @@ const textOf = (value: unknown): string =>
 
 const statsOf = (vm: AnyVm): string[] => Object.entries(vm.stats()).map(([name, value]) => `${name} ${value}`);
 
-/** What the host's pages are, as far as its calls tell: which are mapped, and which go when memory is short. */
+/** What the host's pages are, as far as its calls tell: which are mapped. A frozen fault of a TD lets nobody ask. */
 function hostPages({ vm }: Target): string[] {
   const lines: string[] = [];
+  if (isBusy(vm)) return ['busy'];
   for (let region = 0; region < 4; region++) {
     for (let page = 0; page < REGION_PAGES; page += 8) {
       const hva = (regionPage(region) + page) * PAGE;
@@ -190,6 +191,16 @@ function hostPages({ vm }: Target): string[] {
     }
   }
   return lines;
+}
+
+function isBusy(vm: AnyVm): boolean {
+  try {
+    vm.host.pageIdleSet({ hva: regionPage(0) * PAGE, pages: 8 });
+    return false;
+  } catch (error) {
+    if (isErrno(error) && error.code === 'EBUSY') return true;
+    throw error;
+  }
 }
 
 /** Both VMs do the sequence; returns how many faults were fixed. */
