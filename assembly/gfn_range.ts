@@ -1,5 +1,5 @@
 // The kvm_gfn_range handlers as their own callers see them: one range, many of one length, kvm_zap_gfn_range().
-// Mirrors: arch/x86/kvm/mmu/mmu.c (kvm_unmap_gfn_range, kvm_age_gfn, kvm_test_age_gfn, kvm_set_spte_gfn)
+// What a range does is mmu.ts's.
 
 import { isGfn, spteAt } from './check';
 import { C_LEAFS_AGED, C_ZAPPED_DIRECT_4K, counter, ctl, FORM_GMEM_V13, PROFILE_6_12, PROFILE_6_16 } from './control';
@@ -13,6 +13,7 @@ import {
   findRoot,
   keyBitsOf,
   maxGfnExclusive,
+  mayFoldAt,
   ROOT_DIRECT,
   ROOT_MIRROR,
   Root,
@@ -124,19 +125,14 @@ export function vmGfnRanges(
     const ptr = IO_BASE + ((<usize>done) << 3);
     const start = <u64>(<i64>load<f64>(ptr));
     const last = start + pages - 1;
-    // A range that ends where an entry of level 3 does may fold it.
-    const isAtFold = ((last + 1) & 0x3ffff) == 0;
+    const isAtFold = mayFoldAt(last + 1);
     let entry: usize = 0;
     if (plainRoot !== null) {
       const place = done & (GROUP - 1);
-      if (place == 0 || !isFound)
-        findLeafTables(
-          plainRoot,
-          ptr,
-          foundPtr + ((<usize>place) << 2),
-          min(ranges - done, GROUP - place),
-          pages == 512,
-        );
+      if (place == 0 || !isFound) {
+        const group = min(ranges - done, GROUP - place);
+        findLeafTables(plainRoot, ptr, foundPtr + ((<usize>place) << 2), group, pages == 512);
+      }
       isFound = true;
       if ((start ^ last) >> 9 == 0 && last < limit && !isAtFold) {
         entry = <usize>load<u32>(foundPtr + ((<usize>place) << 2));
@@ -173,9 +169,11 @@ export function vmGfnRanges(
     if (looks == 0) continue;
     const key = <u64>(<i64>load<f64>(looksPtr + ((<usize>done) << 3))) | lookBits;
     let code: u32 = 0;
-    if (entry != 0 && lookRoot === plainRoot && (key ^ (start | lookBits)) >> 9 == 0)
+    if (entry != 0 && lookRoot === plainRoot && (key ^ (start | lookBits)) >> 9 == 0) {
       code = spteInLeafTable(lookRoot!, entry, key);
-    else if (lookRoot !== null) code = spteAt(lookRoot, key);
+    } else if (lookRoot !== null) {
+      code = spteAt(lookRoot, key);
+    }
     store<u32>(looksPtr + ((<usize>done) << 2), code);
   }
   if (plainRoot !== null) tdpMmuZappedIn(plainRoot, tables, pages, leafs);
@@ -204,7 +202,7 @@ function isRoomFor(ranges: u32): bool {
 }
 
 function plainRootOf(call: u32, asId: u32, pages: u64, arg: u64, selector: u32): Root | null {
-  if (call != CALL_UNMAP || pages > 512 || ctl.privateHugePages != 0) return null;
+  if (call != CALL_UNMAP || pages > 512) return null;
   ctl.producer = PRODUCER_DIRECT;
   return tdpMmuPlainRoot(vendorRootsOfRange(selector, arg), asId, (selector & MAY_BLOCK) != 0);
 }

@@ -270,15 +270,11 @@ export function initMemslotMixed(slot: Memslot): void {
     let gfn = first;
     while (gfn < last) {
       // Skip whole runs of one value: a region is mixed only where a run ends inside it.
-      const run = attributeRunEnd(gfn, last);
+      const run = attributesRunEnd(gfn, last);
       const wholeEnd = run & ~(pages - 1);
       if (run >= last) break;
       if (wholeEnd != run) setMixed(slot, level, wholeEnd, wholeEnd + pages, true);
       gfn = wholeEnd == run ? run : wholeEnd + pages;
     }
   }
-}
-
-function attributeRunEnd(gfn: u64, limit: u64): u64 {
-  return attributesRunEnd(gfn, limit);
 }

@@ -603,7 +603,7 @@ export function ltModify(entryPtr: usize, from: i32, to: i32, need: u32, clear: 
   const planes = (desc >> 16) & 255;
   if (((desc >> 8) & need & ~planes) != (need & ~planes)) return 0;
   const whole = from == 0 && to == 512;
-  if (whole && need == (COUNTED_BIT | 1) && (load<u32>(entryPtr, 8) & (0x3ff << 10)) == 0) return 0;
+  if (whole && need == (COUNTED_BIT | 1) && clear == COUNTED_BIT && set == 0) return ltClearCounted(entryPtr);
   // Every present key that lacks `need` may be cleared with the rest if all that is needed is what is cleared.
   const all = whole && ((need & ~1 & planes) == 0 || ((need & ~1) == clear && set == 0));
   let changed: u32;
@@ -897,28 +897,6 @@ export function treeLook(entryPtr: usize, level: i32, key: u64): void {
   atLevel = tag == UNIFORM ? <i32>((desc >> 3) & 15) : level;
 }
 
-let touched: u32 = 0;
-/**
- * Finds the entry that answers for `key` (atEntry, atTag) and reads what changing its presence will: unless all of its table
- * is meant, the words of presence and A. Done for many keys before the first is changed, their cache misses are waited for
- * together.
- */
-export function treeTouch(entryPtr: usize, level: i32, key: u64, isWhole: bool): void {
-  let desc = load<u32>(entryPtr);
-  while ((desc & 7) == TABLE) {
-    level--;
-    entryPtr = childPtr(entryPtr, indexAt(key, level));
-    desc = load<u32>(entryPtr);
-  }
-  atEntry = entryPtr;
-  atTag = desc & 7;
-  const group = (desc >> 24) & 15;
-  if (group == 0 || isWhole) return;
-  const ptr = blockPtr(load<u32>(entryPtr, 4)) + ((<usize>((<u32>key & 511) >> 6)) << 3);
-  touched ^= load<u32>(ptr);
-  if (!isSingle(group)) touched ^= load<u32>(ptr, COUNTED_SHIFT << 6);
-}
-
 // Path, 24 bytes: the entry at which the last treeLookNear() of the path began, for the 512 keys around `key` << 9 in
 // `tree`. The block that holds it stays where it is until an upper table is freed.
 @unmanaged
@@ -974,6 +952,22 @@ export function leafTableAt(entryPtr: usize, level: i32, key: u64): usize {
     entryPtr = childPtr(entryPtr, indexAt(key, level));
   }
   return tagOf(entryPtr) == LT ? entryPtr : 0;
+}
+
+let touched: u32 = 0;
+/**
+ * As leafTableAt(), and reads what changing the presence of `key` will: unless all of its table is meant, the words of
+ * presence and A. Done for many keys before the first is changed, their cache misses are waited for together.
+ */
+export function leafTableTouched(entryPtr: usize, level: i32, key: u64, isWhole: bool): usize {
+  const table = leafTableAt(entryPtr, level, key);
+  if (table == 0 || isWhole) return table;
+  const group = (load<u32>(table) >> 24) & 15;
+  if (group == 0) return table;
+  const ptr = blockPtr(load<u32>(table, 4)) + ((<usize>((<u32>key & 511) >> 6)) << 3);
+  touched ^= load<u32>(ptr);
+  if (!isSingle(group)) touched ^= load<u32>(ptr, COUNTED_SHIFT << 6);
+  return table;
 }
 
 /** Writes masks of the present keys of [key, key + 512) to `masks`. */

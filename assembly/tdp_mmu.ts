@@ -48,6 +48,7 @@ import {
   LT,
   leafLevelOf,
   leafTableAt,
+  leafTableTouched,
   linked,
   linkTable,
   ltAdd,
@@ -70,7 +71,6 @@ import {
   treeLookNear,
   treeModify,
   treeSet,
-  treeTouch,
   UNIFORM,
   valueWord,
   want,
@@ -396,6 +396,16 @@ function mayStop(canYield: bool): bool {
   return canYield && (ctl.yieldArmed != 0 || (ctl.budget < Infinity && ctl.paused == 0));
 }
 
+/** Whether zapping leaves is all there is to a zap: no trace, nothing that could stop it, no records to keep. */
+function isPlain(canYield: bool): bool {
+  return ctl.traceOn == 0 && ctl.staleRecords == 0 && !mayStop(canYield);
+}
+
+/** Whether a walk that ends at `endGfn` may fold tables: where an entry of level 3 ends. */
+export function mayFoldAt(endGfn: u64): bool {
+  return (endGfn & (pagesOf(3) - 1)) == 0;
+}
+
 /** As walkAtOnce(), in pieces where a budget or an injected yield asks for them. */
 function walkRange(
   root: Root,
@@ -539,8 +549,7 @@ export function tdpMmuUnmapRange(
   flush: bool,
 ): bool {
   // Within one leaf table, with nothing to report and nothing that could stop it.
-  const isShort =
-    (startGfn ^ (endGfn - 1)) >> 9 == 0 && ctl.traceOn == 0 && ctl.staleRecords == 0 && !mayStop(canYield);
+  const isShort = (startGfn ^ (endGfn - 1)) >> 9 == 0 && isPlain(canYield);
   let root = nextRoot(0);
   while (root !== null) {
     const sequence = root.sequence;
@@ -560,8 +569,8 @@ export function tdpMmuUnmapRange(
  * it ends otherwise.
  */
 function zapInLeafTable(root: Root, startGfn: u64, endGfn: u64): i32 {
-  // A mirror root's zaps reach the S-EPT; a range that ends where an entry of level 3 does may fold it.
-  if (root.kind != ROOT_DIRECT || (endGfn & (pagesOf(3) - 1)) == 0) return -1;
+  // A mirror root's zaps reach the S-EPT.
+  if (root.kind != ROOT_DIRECT || mayFoldAt(endGfn)) return -1;
   const bits = ctl.directBits;
   if (endGfn > maxGfnExclusive(bits)) return -1;
   const key = startGfn | bits;
@@ -588,10 +597,10 @@ function zapInLeafTable(root: Root, startGfn: u64, endGfn: u64): i32 {
 
 /**
  * The root that tdpMmuUnmapRange() of any range would walk, where it is one valid direct root and nothing asks for more than
- * zapping its leaves: no trace, no yield, no records to keep. Else null.
+ * zapping its leaves. Else null.
  */
 export function tdpMmuPlainRoot(kinds: u32, asId: u32, canYield: bool): Root | null {
-  if (kinds != ROOTS_DIRECT || ctl.traceOn != 0 || ctl.staleRecords != 0 || mayStop(canYield)) return null;
+  if (kinds != ROOTS_DIRECT || !isPlain(canYield)) return null;
   let plain: Root | null = null;
   for (let number = ctl.rootNewest; number != 0; number = rootAt(number - 1).older) {
     const root = rootAt(number - 1);
@@ -604,8 +613,7 @@ export function tdpMmuPlainRoot(kinds: u32, asId: u32, canYield: bool): Root | n
 
 /** The entry of the leaf table that the walk for `gfn` ends at, what a zap reads read; 0 where the walk ends otherwise. */
 export function tdpMmuLeafTable(root: Root, gfn: u64, isWhole: bool): usize {
-  treeTouch(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root), isWhole);
-  return atTag == LT ? atEntry : 0;
+  return leafTableTouched(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root), isWhole);
 }
 
 /** Books zaps of `leafs` 4K leaves in `root`: walks of `pages` gfns each that ended at `tables` leaf tables. */

@@ -111,10 +111,11 @@ export function vendorZapsForAttributes(): bool {
 
 /**
  * Before a zap of [startGfn, endGfn) in `roots`: splits the private huge leaves that the policy says, so that none is
- * zapped beyond the range. Returns false if the module failed: nothing is to be zapped then. Source: spec 7.10, 11.3.
+ * zapped beyond the range. Requires: private leaves may be huge. Returns false if the module failed: nothing is to be zapped
+ * then. Source: spec 7.10, 11.3.
  */
 export function vendorSplitForZap(startGfn: u64, endGfn: u64, roots: u32): bool {
-  if (ctl.privateHugePages == 0 || ctl.zapPolicy == ZAP_WHOLE_LEAF || (roots & ROOTS_MIRROR) == 0) return true;
+  if (ctl.zapPolicy == ZAP_WHOLE_LEAF || (roots & ROOTS_MIRROR) == 0) return true;
   // A file that is closed and a slot that goes leave nothing behind; without its key a TD's pages are reclaimed as they are.
   if (ctl.producer == PRODUCER_GMEM_RELEASE || ctl.producer == PRODUCER_SLOT) return true;
   if (ctl.tdState == TD_TEARDOWN) return true;

@@ -165,6 +165,7 @@ export class Eptsim implements Contender {
   }
   async ranges(walk: Walk, npages: number): Promise<Outcome> {
     const starts = this.#doubles;
+    // Like the starts, the gfns to look at and the memory for answers are there before the clock starts.
     const look = starts.map((start, at) => start + (at % npages));
     if (this.#into.leafs.length !== starts.length) {
       this.#into = { leafs: new Float64Array(starts.length).fill(1), sptes: new Uint32Array(starts.length).fill(1) };
