@@ -9,7 +9,9 @@ import {
   atEnd,
   atFlags,
   atLevel,
+  CHUNKS,
   childPtr,
+  chunkFlags,
   EMPTY,
   flagsOf,
   indexAt,
@@ -17,6 +19,7 @@ import {
   LEAF,
   LT,
   leafLevelOf,
+  levelThreeTable,
   ltFlags,
   pagesOf,
   TABLE,
@@ -114,7 +117,7 @@ function tablesOf(entryPtr: usize, level: i32, base: u64, records: u32): u32 {
     const tag = tagOf(child);
     if (tag == EMPTY || tag == LEAF) continue;
     const childBase = base + <u64>index * pagesOf(childLevel);
-    put(records, <f64>childLevel, <f64>childBase, <f64>(tag == UNIFORM ? leafLevelOf(child) : 0), 0, 0, 0);
+    put(records, <f64>childLevel, <f64>childBase, <f64>(tag >= UNIFORM ? leafLevelOf(child) : 0), 0, 0, 0);
     records = tablesOf(child, childLevel, childBase, records + 1);
   }
   return records;
@@ -158,9 +161,9 @@ export function inspectWalk(rootIndex: u32, gfn: f64): i32 {
       put(records++, 1, <f64>(flags & PRESENT ? 4 : side & 7), <f64>(flags != 0 ? flags : side >> 3), base, 0, index);
       break;
     } else {
-      // UNIFORM: the tables below are alike and stand for themselves.
+      // UNIFORM, CHUNKS: the tables below are alike, or each full or empty, and stand for themselves.
       const leafLevel = leafLevelOf(entry);
-      const flags = flagsOf(entry);
+      const flags = tag == CHUNKS ? chunkFlags(entry, indexAt(key, 2)) : flagsOf(entry);
       if (at > leafLevel) {
         put(records++, <f64>at, 3, 0, base, 0, index);
         continue;
@@ -172,21 +175,27 @@ export function inspectWalk(rootIndex: u32, gfn: f64): i32 {
   return <i32>records;
 }
 
-/** What a walk for `key` ends at: the code of trace.ts, and the level at bit 16. As treeLook(), but for many keys in a row. */
+/** What a walk for `key` ends at: the code of trace.ts, and the level at bit 16. */
 export function spteAt(root: Root, key: u64): u32 {
-  let entry = rootEntry(root);
-  let level = rootEntryLevel();
-  while (tagOf(entry) == TABLE) {
+  return spteBelow(root, rootEntry(root), rootEntryLevel(), key);
+}
+
+/** As spteAt(), from the entry of `level` on. */
+function spteBelow(root: Root, entry: usize, level: i32, key: u64): u32 {
+  let desc = load<u32>(entry);
+  while ((desc & 7) == TABLE) {
     level--;
     entry = childPtr(entry, indexAt(key, level));
+    desc = load<u32>(entry);
   }
-  const tag = tagOf(entry);
+  const tag = desc & 7;
   if (tag == LT) {
     const flags = ltFlags(entry, <i32>(key & 511));
     return (flags == 0 ? sideGet(sideKey(indexOf(root), key)) : codeOfFlags(flags)) | (1 << 16);
   }
-  if (tag == UNIFORM) level = leafLevelOf(entry);
-  return codeOfFlags(flagsOf(entry)) | ((<u32>level) << 16);
+  if (tag >= UNIFORM) level = (desc >> 3) & 15;
+  const flags = tag == CHUNKS ? chunkFlags(entry, indexAt(key, 2)) : (desc >> 8) & 255;
+  return codeOfFlags(flags) | ((<u32>level) << 16);
 }
 
 /** spteAt() of the valid root of `kind` and `asId`; 0 if there is none. */
@@ -195,8 +204,15 @@ export function inspectSpte(kind: u32, asId: u32, gfn: f64): u32 {
   return root === null ? 0 : spteAt(root, <u64>gfn | keyBitsOf(root));
 }
 
+/** 2^52: a double that an integer below it was added to holds the integer in its lowest 52 bits. */
+const TWO_52: f64 = 4503599627370496.0;
+
 export function isGfn(value: f64): bool {
-  return value >= 0 && value < 4503599627370496.0 && value == <f64>(<i64>value);
+  return value >= 0 && value < TWO_52 && value + TWO_52 - TWO_52 == value;
+}
+/** The gfn that isGfn() found `value` to be: what a conversion gives that need not ask whether there is one. */
+export function gfnOf(value: f64): u64 {
+  return reinterpret<u64>(value + TWO_52) & 0xfffffffffffff;
 }
 
 /**
@@ -206,10 +222,24 @@ export function isGfn(value: f64): bool {
 export function inspectSptes(kind: u32, asId: u32, gfns: u32): u32 {
   const root = findRoot(kind, asId);
   const bits: u64 = root === null ? 0 : keyBitsOf(root);
+  const top: usize = root === null ? 0 : rootEntry(root);
+  // The level-3 entries of the last gfn's 512 GiB, where most walks can begin; 0 if there are none.
+  let near: u64 = ~(<u64>0);
+  let table: usize = 0;
   for (let index: u32 = 0; index < gfns; index++) {
     const gfn = load<f64>(IO_BASE + ((<usize>index) << 3));
     if (!isGfn(gfn)) return index;
-    store<u32>(IO_BASE + ((<usize>index) << 2), root === null ? 0 : spteAt(root, <u64>(<i64>gfn) | bits));
+    let code: u32 = 0;
+    if (root !== null) {
+      const key = gfnOf(gfn) | bits;
+      if (key >> 27 != near) {
+        near = key >> 27;
+        table = levelThreeTable(top, rootEntryLevel(), key);
+      }
+      const entry = table == 0 ? top : table + ((<usize>indexAt(key, 3)) << 4);
+      code = spteBelow(root, entry, table == 0 ? rootEntryLevel() : 3, key);
+    }
+    store<u32>(IO_BASE + ((<usize>index) << 2), code);
   }
   return gfns;
 }

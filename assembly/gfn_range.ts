@@ -1,13 +1,22 @@
 // The kvm_gfn_range handlers as their own callers see them: one range, many of one length, kvm_zap_gfn_range().
 // What a range does is mmu.ts's.
 
-import { isGfn, spteAt } from './check';
+import { gfnOf, isGfn, spteAt } from './check';
 import { C_LEAFS_AGED, C_ZAPPED_DIRECT_4K, counter, ctl, FORM_GMEM_V13, PROFILE_6_12, PROFILE_6_16 } from './control';
 import { IO_BASE } from './layout';
 import { lossRequest, PRODUCER_DIRECT } from './losses';
 import { endGfnOf, Memslot, memslotAt } from './memslots';
 import { ageGfn, setSpteGfn, testAgeGfn, unmapGfnRange, zapGfnRange } from './mmu';
-import { LEAF_GROWTH_BLOCKS, ltClear, ltFlags, reserve, reserveAmply } from './page_table';
+import {
+  LEAF_GROWTH_BLOCKS,
+  reserve,
+  reserveAmply,
+  TABLE,
+  tagOf,
+  zapEntryClear,
+  zapEntryFlags,
+  zapEntryTouched,
+} from './page_table';
 import { EINVAL, EIO, EOPNOTSUPP, STATUS_CAPACITY } from './status';
 import {
   findRoot,
@@ -17,7 +26,7 @@ import {
   ROOT_DIRECT,
   ROOT_MIRROR,
   Root,
-  tdpMmuLeafTable,
+  tdpMmuLevelThree,
   tdpMmuPlainRoot,
   tdpMmuZappedIn,
 } from './tdp_mmu';
@@ -123,21 +132,22 @@ export function vmGfnRanges(
   let done: u32 = 0;
   for (; done < ranges; done++) {
     const ptr = IO_BASE + ((<usize>done) << 3);
-    const start = <u64>(<i64>load<f64>(ptr));
+    const start = gfnOf(load<f64>(ptr));
     const last = start + pages - 1;
     const isAtFold = mayFoldAt(last + 1);
     let entry: usize = 0;
     if (plainRoot !== null) {
       const place = done & (GROUP - 1);
-      if (place == 0 || !isFound) {
-        const group = min(ranges - done, GROUP - place);
-        findLeafTables(plainRoot, ptr, foundPtr + ((<usize>place) << 2), group, pages == 512);
-      }
+      const found = foundPtr + ((<usize>place) << 2);
+      if (place == 0 || !isFound) findEntries(plainRoot, ptr, found, min(ranges - done, GROUP - place), pages == 512);
       isFound = true;
       if ((start ^ last) >> 9 == 0 && last < limit && !isAtFold) {
-        entry = <usize>load<u32>(foundPtr + ((<usize>place) << 2));
+        entry = <usize>load<u32>(found);
         // A range before it may have linked its table.
-        if (entry == 0) entry = tdpMmuLeafTable(plainRoot, start, pages == 512);
+        if (entry == 0 || tagOf(entry) == TABLE) {
+          findEntries(plainRoot, ptr, found, 1, pages == 512);
+          entry = <usize>load<u32>(found);
+        }
       }
     }
     if (entry != 0) {
@@ -145,7 +155,7 @@ export function vmGfnRanges(
         ctl.result1 = STATUS_CAPACITY;
         break;
       }
-      const zapped = ltClear(entry, <i32>(start & 511), <i32>(last & 511) + 1);
+      const zapped = zapEntryClear(entry, start, <i32>(start & 511), <i32>(last & 511) + 1);
       tables++;
       leafs += <u64>zapped;
       lastHits = <u64>zapped;
@@ -167,10 +177,10 @@ export function vmGfnRanges(
       isAmple = isRoomFor(ranges - done);
     }
     if (looks == 0) continue;
-    const key = <u64>(<i64>load<f64>(looksPtr + ((<usize>done) << 3))) | lookBits;
+    const key = gfnOf(load<f64>(looksPtr + ((<usize>done) << 3))) | lookBits;
     let code: u32 = 0;
     if (entry != 0 && lookRoot === plainRoot && (key ^ (start | lookBits)) >> 9 == 0) {
-      code = spteInLeafTable(lookRoot!, entry, key);
+      code = spteInEntry(lookRoot!, entry, key);
     } else if (lookRoot !== null) {
       code = spteAt(lookRoot, key);
     }
@@ -191,7 +201,7 @@ export function vmGfnRanges(
 }
 
 // Ranges within a leaf table, of a VM where nothing else needs to know of each, are found by groups and zapped in place:
-// the same changes and counts as one call each.
+// the same changes and counts as one call each. Whole ones also where leaf tables are not stored one by one.
 
 /** Ranges that are looked up together. A power of two. */
 const GROUP: u32 = 64;
@@ -207,17 +217,25 @@ function plainRootOf(call: u32, asId: u32, pages: u64, arg: u64, selector: u32):
   return tdpMmuPlainRoot(vendorRootsOfRange(selector, arg), asId, (selector & MAY_BLOCK) != 0);
 }
 
-/** Writes the entries of their leaf tables, or 0, as u32 at `foundPtr`. */
-function findLeafTables(root: Root, startsPtr: usize, foundPtr: usize, ranges: u32, isWhole: bool): void {
+/** Writes the entries that ranges are zapped in (zapEntryTouched()), or 0, as u32 at `foundPtr`. */
+function findEntries(root: Root, startsPtr: usize, foundPtr: usize, ranges: u32, isWhole: bool): void {
+  const bits = keyBitsOf(root);
+  let near: u64 = ~(<u64>0);
+  let levelThree: usize = 0;
   for (let index: u32 = 0; index < ranges; index++) {
-    const gfn = <u64>(<i64>load<f64>(startsPtr + ((<usize>index) << 3)));
-    store<u32>(foundPtr + ((<usize>index) << 2), <u32>tdpMmuLeafTable(root, gfn, isWhole));
+    const gfn = gfnOf(load<f64>(startsPtr + ((<usize>index) << 3)));
+    if (gfn >> 27 != near) {
+      near = gfn >> 27;
+      levelThree = tdpMmuLevelThree(root, gfn);
+    }
+    const entry: usize = levelThree == 0 ? 0 : zapEntryTouched(levelThree, gfn | bits, isWhole);
+    store<u32>(foundPtr + ((<usize>index) << 2), <u32>entry);
   }
 }
 
-/** What the walk for `key` ends at, in the leaf table of `entry`; as spteAt(). */
-function spteInLeafTable(root: Root, entry: usize, key: u64): u32 {
-  const flags = ltFlags(entry, <i32>(key & 511));
+/** What the walk for `key` ends at, in `entry` of zapEntryTouched(); as spteAt(). */
+function spteInEntry(root: Root, entry: usize, key: u64): u32 {
+  const flags = zapEntryFlags(entry, key);
   return flags == 0 && ctl.sideCount != 0 ? spteAt(root, key) : codeOfFlags(flags) | (1 << 16);
 }
 

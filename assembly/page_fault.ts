@@ -384,7 +384,7 @@ function extendRun(fault: Fault, slot: Memslot, root: Root, goal: i32): void {
     tdpMmuWalk(root, gfn);
     const alike = atFlags == oldFlags && (atFlags & PRESENT ? atLevel == goal : atLevel >= goal);
     if (!alike || (goal > 1 && atTag == LT)) break;
-    if (goal > 1 && atTag == UNIFORM && atLevel < goal) break;
+    if (goal > 1 && atTag >= UNIFORM && atLevel < goal) break;
     if (ctl.sideCount != 0 && goal == 1 && sideIn(root, gfn, min(limit, atEnd))) break;
     const end = min(limit, atEnd & ~keyMask(root));
     if (end <= gfn) break;

@@ -19,6 +19,8 @@
 //   LT       a leaf table (level-2 entries only): `flags` hold for every present key, except the bits in `planes`,
 //            whose 512 values are 64-byte planes: those of bits 0-3 in `block`, of bits 4-7 in `block2`
 //   UNIFORM  tables linked all the way down to `leaf level`, whose entries are all alike: `flags`, or nothing
+//   CHUNKS   512 leaf tables (level-3 entries only), each full of keys with `flags` or empty: a plane in `block` has a bit
+//            for each, `present` counts the full ones, of which there are 1 to 511. What 2 MiB zaps leave of a UNIFORM GiB
 //
 // `planes` are the bits that differ, `allocated` those with a place in a block: a plane that turns uniform keeps its
 // place, so that aging and write-protecting a whole table touch the entry alone. A group of four bits with one plane has
@@ -34,6 +36,10 @@ export const LEAF: u32 = 1;
 export const TABLE: u32 = 2;
 export const LT: u32 = 3;
 export const UNIFORM: u32 = 4;
+export const CHUNKS: u32 = 5;
+/** What the descriptors of CHUNKS, and of UNIFORM entries that may become such, hold in their lowest 7 bits. */
+const CHUNKS_OF_4K: u32 = CHUNKS | (1 << 3);
+const UNIFORM_OF_4K: u32 = UNIFORM | (1 << 3);
 
 /** Bit 2 is the one whose present keys are counted in the entry: A of an spte. */
 export const COUNTED_BIT: u32 = 4;
@@ -351,11 +357,22 @@ function releasePlanes(entryPtr: usize): void {
   if (high != 0) release(isSingle(high) ? CLASS_PLANE : CLASS_QUAD, load<u32>(entryPtr, 12));
 }
 
-/** The plane of `bit`; it must be allocated. */
-function planePtr(entryPtr: usize, bit: u32): usize {
+// A block of 256 bytes holds two pairs of planes, bits 0 and 2 of the group and bits 1 and 3, each pair word by word: of a
+// page, presence and A are in one cache line.
+
+/** From a word of presence to the counted bit's, where both have a plane: both stand in a block of 256 bytes then. */
+const COUNTED_BESIDE: usize = 8;
+
+function placeInQuad(bit: u32): usize {
+  return ((<usize>(bit & 1)) << 7) | ((<usize>(bit & 2)) << 2);
+}
+
+/** Word `word` of the plane of `bit`, which must be allocated. */
+function wordPtr(entryPtr: usize, bit: u32, word: i32): usize {
   const group = (load<u32>(entryPtr) >> (24 + (bit & 4))) & 15;
   const block = blockPtr(load<u32>(entryPtr + ((bit & 4) << 1), 4));
-  return isSingle(group) ? block : block + ((<usize>(bit & 3)) << 6);
+  const offset = (<usize>word) << 3;
+  return block + (isSingle(group) ? offset : (offset << 1) + placeInQuad(bit));
 }
 
 /** Gives `bit` a plane that holds its uniform value. */
@@ -371,16 +388,15 @@ function addPlane(entryPtr: usize, bit: u32): void {
       const block = load<u32>(at, 4);
       const quad = allocateQuad();
       const from = blockPtr(block);
-      const to = blockPtr(quad) + ((<usize>ctz(group)) << 6);
-      for (let offset: usize = 0; offset < 64; offset += 8) store<u64>(to + offset, load<u64>(from + offset));
+      const to = blockPtr(quad) + placeInQuad(ctz(group));
+      for (let offset: usize = 0; offset < 64; offset += 8) store<u64>(to + (offset << 1), load<u64>(from + offset));
       release(CLASS_PLANE, block);
       store<u32>(at, quad, 4);
     }
   }
   store<u32>(entryPtr, desc | (mask << 24) | (mask << 16));
-  const plane = planePtr(entryPtr, bit);
   const value: u64 = (desc >> (8 + bit)) & 1 ? ~(<u64>0) : 0;
-  for (let offset: usize = 0; offset < 64; offset += 8) store<u64>(plane + offset, value);
+  for (let word = 0; word < 8; word++) store<u64>(wordPtr(entryPtr, bit, word), value);
 }
 
 /** Makes `bit` uniform; its plane keeps its place. */
@@ -402,7 +418,7 @@ export function wordMask(word: i32, from: i32, to: i32): u64 {
 /** One word of `bit`'s values, from its plane or its uniform value. */
 export function valueWord(entryPtr: usize, bit: u32, word: i32): u64 {
   const desc = load<u32>(entryPtr);
-  if ((desc >> (16 + bit)) & 1) return load<u64>(planePtr(entryPtr, bit) + ((<usize>word) << 3));
+  if ((desc >> (16 + bit)) & 1) return load<u64>(wordPtr(entryPtr, bit, word));
   return (desc >> (8 + bit)) & 1 ? ~(<u64>0) : 0;
 }
 
@@ -426,10 +442,9 @@ function normalise(entryPtr: usize): void {
     if (((planesOf(entryPtr) >> bit) & 1) == 0) continue;
     let set = false;
     let clear = false;
-    const plane = planePtr(entryPtr, bit);
     for (let word = 0; word < 8; word++) {
       const presentWord = valueWord(entryPtr, 0, word);
-      const value = load<u64>(plane + ((<usize>word) << 3));
+      const value = load<u64>(wordPtr(entryPtr, bit, word));
       if (value & presentWord) set = true;
       if (~value & presentWord) clear = true;
     }
@@ -450,11 +465,10 @@ function forgetPlanes(entryPtr: usize): void {
 export function ltFlags(entryPtr: usize, index: i32): u32 {
   const desc = load<u32>(entryPtr);
   let flags = (desc >> 8) & 255;
-  const offset = (<usize>(index >> 6)) << 3;
   const shift = <u64>(index & 63);
   for (let left = (desc >> 16) & 255; left != 0; left &= left - 1) {
     const bit = ctz(left);
-    const value = <u32>(load<u64>(planePtr(entryPtr, bit) + offset) >> shift) & 1;
+    const value = <u32>(load<u64>(wordPtr(entryPtr, bit, index >> 6)) >> shift) & 1;
     flags = (flags & ~((<u32>1) << bit)) | (value << bit);
     if ((flags & 1) == 0) return 0;
   }
@@ -491,10 +505,9 @@ export function ltSet(entryPtr: usize, from: i32, to: i32, flags: u32): void {
   const planes = planesOf(entryPtr);
   for (let word = firstWord; word <= lastWord; word++) {
     const mask = wordMask(word, from, to);
-    const offset = (<usize>word) << 3;
     let were: u64 = mask;
     if (planes & 1) {
-      const ptr = planePtr(entryPtr, 0) + offset;
+      const ptr = wordPtr(entryPtr, 0, word);
       were &= load<u64>(ptr);
       store<u64>(ptr, load<u64>(ptr) | mask);
     }
@@ -504,7 +517,7 @@ export function ltSet(entryPtr: usize, from: i32, to: i32, flags: u32): void {
     }
     for (let left = planes & 0xfe; left != 0; left &= left - 1) {
       const bit = ctz(left);
-      const ptr = planePtr(entryPtr, bit) + offset;
+      const ptr = wordPtr(entryPtr, bit, word);
       store<u64>(ptr, (flags >> bit) & 1 ? load<u64>(ptr) | mask : load<u64>(ptr) & ~mask);
     }
   }
@@ -523,12 +536,11 @@ export function ltAdd(entryPtr: usize, index: i32, flags: u32): void {
     ltSet(entryPtr, index, index + 1, flags);
     return;
   }
-  const offset = (<usize>(index >> 6)) << 3;
   let mask: u64 = 1;
   mask <<= <u64>(index & 63);
   for (let left = planes; left != 0; left &= left - 1) {
     const bit = ctz(left);
-    const ptr = planePtr(entryPtr, bit) + offset;
+    const ptr = wordPtr(entryPtr, bit, index >> 6);
     const value = load<u64>(ptr);
     store<u64>(ptr, (flags >> bit) & 1 ? value | mask : value & ~mask);
   }
@@ -544,30 +556,35 @@ export function ltEmpty(entryPtr: usize): u32 {
 
 /** Makes keys [from, to) of a leaf table absent. Returns how many were present. */
 export function ltClear(entryPtr: usize, from: i32, to: i32): u32 {
-  const present = presentCount(entryPtr);
-  if (present == 0) return 0;
-  if (from == 0 && to == 512) {
-    emptyLeafTable(entryPtr);
-    return present;
-  }
-  if ((planesOf(entryPtr) & 1) == 0) addPlane(entryPtr, 0);
-  const plane = planePtr(entryPtr, 0);
-  const desc = load<u32>(entryPtr);
-  const accessedPlane = (desc >> (16 + COUNTED_SHIFT)) & 1 ? planePtr(entryPtr, COUNTED_SHIFT) : 0;
+  if (from == 0 && to == 512) return ltEmpty(entryPtr);
   let cleared: u32 = 0;
-  let accessed: u32 = 0;
-  for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
-    const offset = (<usize>word) << 3;
-    const value = load<u64>(plane + offset);
-    const gone = value & wordMask(word, from, to);
-    if (gone == 0) continue;
-    cleared += <u32>popcnt(gone);
-    if (accessedPlane != 0) accessed += <u32>popcnt(gone & load<u64>(accessedPlane + offset));
-    store<u64>(plane + offset, value ^ gone);
+  while (from < to) {
+    const end = min((from | 63) + 1, to);
+    cleared += ltClearInWord(entryPtr, from, end);
+    from = end;
   }
-  if (accessedPlane == 0 && (desc & (COUNTED_BIT << 8)) != 0) accessed = cleared;
-  store<u32>(entryPtr, load<u32>(entryPtr, 8) - cleared - (accessed << 10), 8);
-  if (present == cleared) emptyLeafTable(entryPtr);
+  return cleared;
+}
+
+/** As ltClear() of keys that one word of presence holds, [from, to). */
+function ltClearInWord(entryPtr: usize, from: i32, to: i32): u32 {
+  const counts = load<u32>(entryPtr, 8);
+  if ((counts & 0x3ff) == 0) return 0;
+  if ((planesOf(entryPtr) & 1) == 0) addPlane(entryPtr, 0);
+  const desc = load<u32>(entryPtr);
+  const ptr = wordPtr(entryPtr, 0, from >> 6);
+  const value = load<u64>(ptr);
+  // Whether any is present is for no branch to guess: where pages are zapped at random it is wrong half of the time.
+  const others = <u64>(64 + from - to);
+  const place = <u64>(from & 63);
+  const gone = value & ((~(<u64>0) >> others) << place);
+  const cleared = <u32>popcnt(gone);
+  let accessed: u32 = 0;
+  if (desc & (COUNTED_BIT << 16)) accessed = <u32>popcnt(gone & load<u64>(ptr, COUNTED_BESIDE));
+  else if (desc & (COUNTED_BIT << 8)) accessed = cleared;
+  store<u64>(ptr, value ^ gone);
+  store<u32>(entryPtr, counts - cleared - (accessed << 10), 8);
+  if ((counts & 0x3ff) == cleared) emptyLeafTable(entryPtr);
   return cleared;
 }
 
@@ -631,10 +648,9 @@ export function ltModify(entryPtr: usize, from: i32, to: i32, need: u32, clear: 
       if (((flagsOf(entryPtr) & mask) != 0) == want) continue;
       addPlane(entryPtr, bit);
     }
-    const plane = planePtr(entryPtr, bit);
     let were: u32 = 0;
     for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
-      const ptr = plane + ((<usize>word) << 3);
+      const ptr = wordPtr(entryPtr, bit, word);
       const chosen = load<u64>(SELECTION + ((<usize>word) << 3));
       const before = load<u64>(ptr);
       were += <u32>popcnt(before & chosen);
@@ -659,11 +675,10 @@ export function ltTakeMasked(entryPtr: usize, bit: u32, masks: usize): u32 {
   }
   if (taken == 0) return 0;
   if (((planesOf(entryPtr) >> bit) & 1) == 0) addPlane(entryPtr, bit);
-  const plane = planePtr(entryPtr, bit);
   for (let word = 0; word < 8; word++) {
-    const offset = (<usize>word) << 3;
-    const chosen = load<u64>(masks + offset) & valueWord(entryPtr, 0, word);
-    store<u64>(plane + offset, load<u64>(plane + offset) & ~chosen);
+    const chosen = load<u64>(masks + ((<usize>word) << 3)) & valueWord(entryPtr, 0, word);
+    const ptr = wordPtr(entryPtr, bit, word);
+    store<u64>(ptr, load<u64>(ptr) & ~chosen);
   }
   if (presentCount(entryPtr) == 512) normalise(entryPtr);
   return taken;
@@ -673,16 +688,15 @@ export function ltTakeMasked(entryPtr: usize, bit: u32, masks: usize): u32 {
 function ltClearMasked(entryPtr: usize, masks: usize): void {
   if (presentCount(entryPtr) == 0) return;
   if ((planesOf(entryPtr) & 1) == 0) addPlane(entryPtr, 0);
-  const plane = planePtr(entryPtr, 0);
   let cleared: u32 = 0;
   let accessed: u32 = 0;
   for (let word = 0; word < 8; word++) {
-    const offset = (<usize>word) << 3;
-    const value = load<u64>(plane + offset);
-    const gone = value & load<u64>(masks + offset);
+    const ptr = wordPtr(entryPtr, 0, word);
+    const value = load<u64>(ptr);
+    const gone = value & load<u64>(masks + ((<usize>word) << 3));
     cleared += <u32>popcnt(gone);
     accessed += <u32>popcnt(gone & valueWord(entryPtr, COUNTED_SHIFT, word));
-    store<u64>(plane + offset, value ^ gone);
+    store<u64>(ptr, value ^ gone);
   }
   store<u32>(entryPtr, load<u32>(entryPtr, 8) - cleared - (accessed << 10), 8);
   if (presentCount(entryPtr) == 0) emptyLeafTable(entryPtr);
@@ -713,7 +727,7 @@ export function ltRunEnd(entryPtr: usize, from: i32, to: i32): i32 {
       differs = ~presentWord;
       for (let bit: u32 = 1; bit < 8; bit++) {
         if (((planes >> bit) & 1) == 0) continue;
-        const plane = load<u64>(planePtr(entryPtr, bit) + ((<usize>word) << 3));
+        const plane = load<u64>(wordPtr(entryPtr, bit, word));
         differs |= (value >> bit) & 1 ? ~plane : plane;
       }
     } else {
@@ -723,6 +737,85 @@ export function ltRunEnd(entryPtr: usize, from: i32, to: i32): i32 {
     if (differs != 0) return (word << 6) + <i32>ctz(differs);
   }
   return to;
+}
+
+// --- Chunks ----------------------------------------------------------------------------------------------------------
+
+/** Whether keys are zapped in an entry of level 3 by whole leaf tables: UNIFORM with 4K keys, or what became of it. */
+export function takesChunks(entryPtr: usize): bool {
+  const kind = load<u32>(entryPtr) & 127;
+  return kind == CHUNKS_OF_4K || (kind == UNIFORM_OF_4K && (load<u32>(entryPtr) & 0x100) != 0);
+}
+
+function chunksPtr(entryPtr: usize): usize {
+  return blockPtr(load<u32>(entryPtr, 4));
+}
+
+/** The flags of the keys of chunk `index` of CHUNKS; 0 if it is empty. */
+export function chunkFlags(entryPtr: usize, index: u32): u32 {
+  const word = load<u64>(chunksPtr(entryPtr) + ((<usize>(index >> 6)) << 3));
+  return (word >> (index & 63)) & 1 ? flagsOf(entryPtr) : 0;
+}
+
+/** First chunk after `index` that is not as full or as empty as it; 512 if all are. */
+function chunkRunEnd(entryPtr: usize, index: u32): u32 {
+  const isFull = chunkFlags(entryPtr, index) != 0;
+  index++;
+  while (index < 512 && (chunkFlags(entryPtr, index) != 0) == isFull) index++;
+  return index;
+}
+
+/** How many of the chunks [from, to) are full. */
+function chunksFull(entryPtr: usize, from: i32, to: i32): u32 {
+  if (from >= to) return 0;
+  if (from == 0 && to == 512) return presentCount(entryPtr);
+  let full: u32 = 0;
+  for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
+    full += <u32>popcnt(load<u64>(chunksPtr(entryPtr) + ((<usize>word) << 3)) & wordMask(word, from, to));
+  }
+  return full;
+}
+
+/** Present keys of [start, end), a range within CHUNKS. */
+export function chunksCount(entryPtr: usize, start: u64, end: u64): u64 {
+  const from = <i32>indexAt(start, 2);
+  const to = <i32>indexAt(end - 1, 2) + 1;
+  let keys = (<u64>chunksFull(entryPtr, from, to)) << 9;
+  if (chunkFlags(entryPtr, from) != 0) keys -= start & 511;
+  if (chunkFlags(entryPtr, to - 1) != 0) keys -= -end & 511;
+  return keys;
+}
+
+/**
+ * Empties the chunks [from, to) of an entry that takesChunks(). Returns how many were full. Requires: a block, which what is
+ * reserved for a boundary path holds.
+ */
+export function chunksClear(entryPtr: usize, from: i32, to: i32): u32 {
+  if (tagOf(entryPtr) == UNIFORM) {
+    const block = allocatePlane();
+    memory.fill(blockPtr(block), 255, 64);
+    store<u32>(entryPtr, (load<u32>(entryPtr) & 0xff00) | CHUNKS_OF_4K | (1 << 16) | (1 << 24));
+    store<u32>(entryPtr, block, 4);
+    store<u64>(entryPtr, 512, 8);
+  }
+  let cleared: u32 = 0;
+  for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
+    const ptr = chunksPtr(entryPtr) + ((<usize>word) << 3);
+    const gone = load<u64>(ptr) & wordMask(word, from, to);
+    cleared += <u32>popcnt(gone);
+    store<u64>(ptr, load<u64>(ptr) ^ gone);
+  }
+  store<u32>(entryPtr, load<u32>(entryPtr, 8) - cleared, 8);
+  if (presentCount(entryPtr) == 0) {
+    releasePlanes(entryPtr);
+    setUniform(entryPtr, 3, 1, 0);
+  }
+  return cleared;
+}
+
+/** Gives every key of CHUNKS `flags`. */
+export function chunksModify(entryPtr: usize, flags: u32): void {
+  store<u32>(entryPtr, (load<u32>(entryPtr) & ~0xff00) | (flags << 8));
 }
 
 // --- Upper tables ----------------------------------------------------------------------------------------------------
@@ -749,8 +842,12 @@ export function linkTable(entryPtr: usize): void {
   memory.fill(linkBlock(entryPtr), 0, 8192);
 }
 
-/** Gives a UNIFORM entry of `level` a table of its own, one level of entries deep. */
+/** Gives a UNIFORM entry of `level`, or CHUNKS, a table of its own, one level of entries deep. */
 export function expand(entryPtr: usize, level: i32): void {
+  if (tagOf(entryPtr) == CHUNKS) {
+    expandChunks(entryPtr);
+    return;
+  }
   const leafLevel = leafLevelOf(entryPtr);
   const flags = flagsOf(entryPtr);
   const childLevel = level - 1;
@@ -766,6 +863,17 @@ export function expand(entryPtr: usize, level: i32): void {
   }
   // Doubling copies: 512 bytes, 1,024, 2,048, 4,096.
   for (let filled: usize = 512; filled < 8192; filled <<= 1) memory.copy(first + filled, first, filled);
+}
+
+function expandChunks(entryPtr: usize): void {
+  const block = load<u32>(entryPtr, 4);
+  const flags = flagsOf(entryPtr);
+  const first = linkBlock(entryPtr);
+  for (let index: usize = 0; index < 512; index++) {
+    const word = load<u64>(blockPtr(block) + ((index >> 6) << 3));
+    setUniform(first + (index << 4), 2, 1, (word >> (<u64>index & 63)) & 1 ? flags : 0);
+  }
+  release(CLASS_PLANE, block);
 }
 
 /** Folds a TABLE entry of `level` whose 512 entries are alike into a UNIFORM one. */
@@ -811,7 +919,7 @@ export function uniformTables(level: i32, leafLevel: i32): u64 {
 export function tablesBelow(entryPtr: usize, level: i32): u64 {
   const tag = tagOf(entryPtr);
   if (tag == LT) return 1;
-  if (tag == UNIFORM) return uniformTables(level, leafLevelOf(entryPtr));
+  if (tag >= UNIFORM) return uniformTables(level, leafLevelOf(entryPtr));
   if (tag != TABLE) return 0;
   let tables: u64 = 1;
   const first = childPtr(entryPtr, 0);
@@ -827,13 +935,13 @@ export function tablesBelow(entryPtr: usize, level: i32): u64 {
 /** Frees everything below an entry and leaves it EMPTY. */
 export function freeSubtree(entryPtr: usize, level: i32): void {
   const tag = tagOf(entryPtr);
-  if (tag == LT) {
+  if (tag == LT || tag == CHUNKS) {
     releasePlanes(entryPtr);
   } else if (tag == TABLE) {
     const first = childPtr(entryPtr, 0);
     for (let at: usize = 0; at < 8192; at += ENTRY_BYTES) {
       const childTag = load<u32>(first + at) & 7;
-      if (childTag == LT || childTag == TABLE) freeSubtree(first + at, level - 1);
+      if (childTag == LT || childTag == TABLE || childTag == CHUNKS) freeSubtree(first + at, level - 1);
     }
     releaseUpper(load<u32>(entryPtr, 4));
   }
@@ -847,7 +955,7 @@ export let atFlags: u32 = 0;
 export let atTag: u32 = 0;
 export let atLevel: i32 = 0;
 export let atEnd: u64 = 0;
-/** The stored entry that answered; of a UNIFORM answer, the subtree's. */
+/** The stored entry that answered; of a UNIFORM answer or one of CHUNKS, the subtree's. */
 export let atEntry: usize = 0;
 
 /**
@@ -868,6 +976,13 @@ export function treeAt(entryPtr: usize, level: i32, key: u64): void {
     atFlags = ltFlags(entryPtr, index);
     atLevel = 1;
     atEnd = base + <u64>ltRunEnd(entryPtr, index, 512);
+    return;
+  }
+  if (tag == CHUNKS) {
+    const chunk = indexAt(key, 2);
+    atFlags = chunkFlags(entryPtr, chunk);
+    atLevel = 1;
+    atEnd = base + ((<u64>chunkRunEnd(entryPtr, chunk)) << 9);
     return;
   }
   atEnd = base + pagesOf(level);
@@ -892,9 +1007,9 @@ export function treeLook(entryPtr: usize, level: i32, key: u64): void {
     atLevel = 1;
     return;
   }
-  const flags = (desc >> 8) & 255;
+  const flags = tag == CHUNKS ? chunkFlags(entryPtr, indexAt(key, 2)) : (desc >> 8) & 255;
   atFlags = flags & 1 ? flags : 0;
-  atLevel = tag == UNIFORM ? <i32>((desc >> 3) & 15) : level;
+  atLevel = tag >= UNIFORM ? <i32>((desc >> 3) & 15) : level;
 }
 
 // Path, 24 bytes: the entry at which the last treeLookNear() of the path began, for the 512 keys around `key` << 9 in
@@ -940,9 +1055,21 @@ export function treeFlags(entryPtr: usize, level: i32, key: u64): u32 {
     level--;
     entryPtr = childPtr(entryPtr, indexAt(key, level));
   }
-  if (tagOf(entryPtr) == LT) return ltFlags(entryPtr, <i32>(key & 511));
+  const tag = tagOf(entryPtr);
+  if (tag == LT) return ltFlags(entryPtr, <i32>(key & 511));
+  if (tag == CHUNKS) return chunkFlags(entryPtr, indexAt(key, 2));
   const flags = flagsOf(entryPtr);
   return flags & 1 ? flags : 0;
+}
+
+/** The table of level-3 entries for `key`'s 512 GiB: its first entry; 0 if none is stored. */
+export function levelThreeTable(entryPtr: usize, level: i32, key: u64): usize {
+  while (tagOf(entryPtr) == TABLE) {
+    if (level == 4) return childPtr(entryPtr, 0);
+    level--;
+    entryPtr = childPtr(entryPtr, indexAt(key, level));
+  }
+  return 0;
 }
 
 /** The leaf table that holds `key`; 0 if none is stored. */
@@ -955,18 +1082,41 @@ export function leafTableAt(entryPtr: usize, level: i32, key: u64): usize {
 }
 
 let touched: u32 = 0;
+
+/** Makes keys [from, to) of what zapEntryTouched() found absent. Returns how many were present. Requires: as the two it is for. */
+export function zapEntryClear(entryPtr: usize, key: u64, from: i32, to: i32): u32 {
+  if (tagOf(entryPtr) == LT) {
+    const isInWord = from >> 6 == (to - 1) >> 6;
+    return isInWord ? ltClearInWord(entryPtr, from, to) : ltClear(entryPtr, from, to);
+  }
+  if (!takesChunks(entryPtr)) return 0;
+  const chunk = <i32>indexAt(key, 2);
+  return chunksClear(entryPtr, chunk, chunk + 1) << 9;
+}
+
+/** The flags of `key` in what zapEntryTouched() found for it; 0 if absent. */
+export function zapEntryFlags(entryPtr: usize, key: u64): u32 {
+  const tag = tagOf(entryPtr);
+  if (tag == LT) return ltFlags(entryPtr, <i32>(key & 511));
+  if (tag == CHUNKS) return chunkFlags(entryPtr, indexAt(key, 2));
+  return flagsOf(entryPtr) & 1 ? flagsOf(entryPtr) : 0;
+}
+
 /**
- * As leafTableAt(), and reads what changing the presence of `key` will: unless all of its table is meant, the words of
- * presence and A. Done for many keys before the first is changed, their cache misses are waited for together.
+ * Where `key`'s presence can be changed, given the level-3 entries of its 512 GiB: the leaf table that holds it or, if all
+ * of one is meant, a GiB of leaf tables that are all alike, or full or empty; 0 if neither is stored. Reads what the change will: the words of presence and A. Done
+ * for many keys before the first is changed, their cache misses are waited for together.
  */
-export function leafTableTouched(entryPtr: usize, level: i32, key: u64, isWhole: bool): usize {
-  const table = leafTableAt(entryPtr, level, key);
-  if (table == 0 || isWhole) return table;
-  const group = (load<u32>(table) >> 24) & 15;
-  if (group == 0) return table;
-  const ptr = blockPtr(load<u32>(table, 4)) + ((<usize>((<u32>key & 511) >> 6)) << 3);
-  touched ^= load<u32>(ptr);
-  if (!isSingle(group)) touched ^= load<u32>(ptr, COUNTED_SHIFT << 6);
+export function zapEntryTouched(levelThree: usize, key: u64, isWhole: bool): usize {
+  const upper = levelThree + ((<usize>indexAt(key, 3)) << 4);
+  const desc = load<u32>(upper);
+  if ((desc & 7) != TABLE) {
+    return isWhole && ((desc & 127) == UNIFORM_OF_4K || (desc & 127) == CHUNKS_OF_4K) ? upper : 0;
+  }
+  const table = childPtr(upper, indexAt(key, 2));
+  if (tagOf(table) != LT) return 0;
+  if (isWhole || ((load<u32>(table) >> 24) & 15) == 0) return table;
+  touched ^= load<u32>(wordPtr(table, 0, <i32>((<u32>key & 511) >> 6)));
   return table;
 }
 
@@ -996,7 +1146,10 @@ export function treeCount(entryPtr: usize, level: i32, start: u64, end: u64, nee
   const tag = tagOf(entryPtr);
   if (tag == EMPTY || start >= end) return 0;
   if (tag == LT) return <u64>ltCount(entryPtr, <i32>(start & 511), <i32>((end - 1) & 511) + 1, need);
-  if (tag != TABLE) return (flagsOf(entryPtr) & need) == need ? end - start : 0;
+  if (tag != TABLE) {
+    if ((flagsOf(entryPtr) & need) != need) return 0;
+    return tag == CHUNKS ? chunksCount(entryPtr, start, end) : end - start;
+  }
   const childLevel = level - 1;
   const pages = pagesOf(childLevel);
   let total: u64 = 0;
@@ -1053,7 +1206,7 @@ export function resetLinked(): void {
 /** Makes an entry of `level` above 2 a TABLE: links one, or expands what stands for one. */
 export function ensureTable(entryPtr: usize, level: i32): void {
   const tag = tagOf(entryPtr);
-  if (tag == UNIFORM) {
+  if (tag >= UNIFORM) {
     expand(entryPtr, level);
   } else if (tag == EMPTY) {
     linkTable(entryPtr);
@@ -1149,8 +1302,12 @@ export function treeModify(entryPtr: usize, level: i32, start: u64, end: u64, ne
     const flags = flagsOf(entryPtr);
     if ((flags & need) != need) return 0;
     const changed = (flags & ~clear) | set;
+    if (tag == CHUNKS && (changed == flags || end - start == pagesOf(3))) {
+      chunksModify(entryPtr, changed);
+      return chunksCount(entryPtr, start, end);
+    }
     if (changed == flags) return end - start;
-    if (tag == LEAF || (start == (start & ~(pagesOf(level) - 1)) && end - start == pagesOf(level))) {
+    if (tag == LEAF || end - start == pagesOf(level)) {
       store<u32>(entryPtr, (load<u32>(entryPtr) & ~0xff00) | (changed << 8));
       return end - start;
     }

@@ -10,8 +10,13 @@ import { C_NX_LPAGE_SPLITS, C_VISITED_L1, count, ctl } from './control';
 import { TRACE_RECORD_BYTES } from './layout';
 import { overZapped } from './losses';
 import {
+  CHUNKS,
   COUNTED_BIT,
   childPtr,
+  chunkFlags,
+  chunksClear,
+  chunksCount,
+  chunksModify,
   clearMarks,
   EMPTY,
   ENTRY_BYTES,
@@ -40,6 +45,7 @@ import {
   sideCount,
   TABLE,
   tagOf,
+  takesChunks,
   UNIFORM,
   uniformTables,
   valueWord,
@@ -313,6 +319,44 @@ function uniform(entryPtr: usize, level: i32, start: u64, end: u64): void {
   setUniform(entryPtr, level, leafLevel, after);
 }
 
+function zaps(): bool {
+  return op == WALK_ZAP || op == WALK_ZAP_PASS;
+}
+
+/**
+ * Whether the walk can treat [start, end) of an entry of `level` chunk by chunk: zaps of whole leaf tables in a direct root,
+ * and of what they left behind whatever concerns all of it or changes nothing.
+ */
+function chunksAtOnce(entryPtr: usize, level: i32, start: u64, end: u64): bool {
+  if (level != 3 || !takesChunks(entryPtr)) return false;
+  if (zaps()) return minLevel == 1 && mirror == 0 && ((start | end) & 511) == 0;
+  if (tagOf(entryPtr) != CHUNKS) return false;
+  return minLevel > 1 || op == WALK_TEST || (flagsOf(entryPtr) & need) != need || end - start == pagesOf(3);
+}
+
+function chunks(entryPtr: usize, start: u64, end: u64): void {
+  for (let at = 2; at >= minLevel; at--) visit(at, start, end);
+  const flags = flagsOf(entryPtr);
+  if (minLevel > 1 || (flags & need) != need) return;
+  if (op == WALK_TEST) {
+    hits1 += chunksCount(entryPtr, start, end);
+    return;
+  }
+  const after = op == WALK_MODIFY ? (flags & ~clear) | set : 0;
+  if (tracing) {
+    for (let at = start; at < end; at += 512) {
+      const isFull = tagOf(entryPtr) == UNIFORM || chunkFlags(entryPtr, indexAt(at, 2)) != 0;
+      if (isFull) emit(1, at, codeOfFlags(flags), codeOfFlags(after), 512);
+    }
+  }
+  if (op == WALK_MODIFY) {
+    hits1 += chunksCount(entryPtr, start, end);
+    chunksModify(entryPtr, after);
+    return;
+  }
+  hits1 += (<u64>chunksClear(entryPtr, <i32>indexAt(start, 2), <i32>indexAt(end - 1, 2) + 1)) << 9;
+}
+
 /** Leaves that reach from `first` to `last` were zapped for [start, end). */
 function beyond(start: u64, end: u64, first: u64, last: u64): void {
   if (first == start && last == end) return;
@@ -358,9 +402,13 @@ function walkEntry(entryPtr: usize, level: i32, start: u64, end: u64): void {
     leafTable(entryPtr, start, end);
     return;
   }
-  if (tag == UNIFORM) {
-    if (uniformAtOnce(entryPtr, level, start, end)) {
+  if (tag >= UNIFORM) {
+    if (tag == UNIFORM && uniformAtOnce(entryPtr, level, start, end)) {
       uniform(entryPtr, level, start, end);
+      return;
+    }
+    if (chunksAtOnce(entryPtr, level, start, end)) {
+      chunks(entryPtr, start, end);
       return;
     }
     expand(entryPtr, level);
@@ -391,6 +439,26 @@ function walkEntry(entryPtr: usize, level: i32, start: u64, end: u64): void {
       child += ENTRY_BYTES;
     }
     count(C_VISITED_L1, visited);
+  } else if (childLevel == 3 && minLevel == 1 && !tracing && (op == WALK_ZAP || op == WALK_MODIFY)) {
+    // GiBs of 4K leaves that are all alike, one after the other.
+    const leafs = pagesOf(3);
+    let alike: u64 = 0;
+    while (at < end) {
+      const next = min((at & ~(leafs - 1)) + leafs, end);
+      const desc = load<u32>(child);
+      const flags = (desc >> 8) & 255;
+      if ((desc & 127) == (UNIFORM | (1 << 3)) && (flags & need) == need && next - at == leafs) {
+        setUniform(child, 3, 1, op == WALK_MODIFY ? (flags & ~clear) | set : 0);
+        alike++;
+      } else {
+        walkEntry(child, 3, at, next);
+      }
+      at = next;
+      child += ENTRY_BYTES;
+    }
+    hits1 += alike * leafs;
+    count(C_VISITED_L1, alike * leafs);
+    count(C_VISITED_L1 + 1, alike << 9);
   }
   while (at < end) {
     const next = min((at & ~(pages - 1)) + pages, end);
@@ -474,15 +542,15 @@ export function removeTable(entryPtr: usize, level: i32, base: u64): void {
     return;
   }
   const childLevel = level - 1;
-  if (tag == UNIFORM) {
+  if (tag >= UNIFORM) {
     const leafLevel = leafLevelOf(entryPtr);
     const flags = flagsOf(entryPtr);
     if (leafLevel == childLevel || !tracing) {
-      const leafs = pagesOf(level) / pagesOf(leafLevel);
+      const leafs = tag == CHUNKS ? (<u64>presentCount(entryPtr)) << 9 : pagesOf(level) / pagesOf(leafLevel);
       if (flags & PRESENT) addHits(leafLevel, leafs);
       tablesGone += uniformTables(level, leafLevel) - 1;
       if (tracing && (shared || (flags & PRESENT) != 0)) emit(childLevel, base, codeOfFlags(flags), SPTE_FROZEN, 512);
-      setEmpty(entryPtr);
+      freeSubtree(entryPtr, level);
       return;
     }
     expand(entryPtr, level);
@@ -555,7 +623,7 @@ function cutEntry(entryPtr: usize, level: i32, start: u64, end: u64): bool {
   const tag = tagOf(entryPtr);
   if (tag == EMPTY || tag == LEAF || level - 1 < minLevel) return true;
   if (tag == LT) return take(1, start, end);
-  if (tag == UNIFORM) return cutUniform(level, max(leafLevelOf(entryPtr), minLevel), start, end);
+  if (tag >= UNIFORM) return cutUniform(level, max(leafLevelOf(entryPtr), minLevel), start, end);
   const childLevel = level - 1;
   const pages = pagesOf(childLevel);
   let at = start;
@@ -592,7 +660,7 @@ export function deepestEntry(entryPtr: usize, level: i32, key: u64): u64 {
   const tag = tagOf(entryPtr);
   let deepest = level;
   if (tag == LT) deepest = 1;
-  else if (tag == UNIFORM) deepest = leafLevelOf(entryPtr);
+  else if (tag >= UNIFORM) deepest = leafLevelOf(entryPtr);
   else if (tag == TABLE) deepest = level - 1;
   deepestLevel = max(deepest, minLevel);
   return key & ~(pagesOf(deepestLevel) - 1);

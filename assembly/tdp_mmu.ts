@@ -48,7 +48,7 @@ import {
   LT,
   leafLevelOf,
   leafTableAt,
-  leafTableTouched,
+  levelThreeTable,
   linked,
   linkTable,
   ltAdd,
@@ -403,7 +403,7 @@ function isPlain(canYield: bool): bool {
 
 /** Whether a walk that ends at `endGfn` may fold tables: where an entry of level 3 ends. */
 export function mayFoldAt(endGfn: u64): bool {
-  return (endGfn & (pagesOf(3) - 1)) == 0;
+  return (endGfn & 0x3ffff) == 0;
 }
 
 /** As walkAtOnce(), in pieces where a budget or an injected yield asks for them. */
@@ -611,9 +611,9 @@ export function tdpMmuPlainRoot(kinds: u32, asId: u32, canYield: bool): Root | n
   return plain;
 }
 
-/** The entry of the leaf table that the walk for `gfn` ends at, what a zap reads read; 0 where the walk ends otherwise. */
-export function tdpMmuLeafTable(root: Root, gfn: u64, isWhole: bool): usize {
-  return leafTableTouched(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root), isWhole);
+/** Where the level-3 entries of `gfn`'s 512 GiB begin; 0 if none are stored. */
+export function tdpMmuLevelThree(root: Root, gfn: u64): usize {
+  return levelThreeTable(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root));
 }
 
 /** Books zaps of `leafs` 4K leaves in `root`: walks of `pages` gfns each that ended at `tables` leaf tables. */
@@ -819,7 +819,7 @@ function splitEntry(root: Root, entryPtr: usize, level: i32, start: u64, end: u6
     tag = tagOf(entryPtr);
   }
   if (level - 1 <= target || tag == LT) return;
-  if (tag == UNIFORM) {
+  if (tag >= UNIFORM) {
     const leafLevel = leafLevelOf(entryPtr);
     const flags = flagsOf(entryPtr);
     const whole = end - start == pagesOf(level);
@@ -999,7 +999,7 @@ function pathTo(root: Root, key: u64, level: i32, nxLevel: i32): usize {
   while (at > level && at > 2) {
     // `entry` must become a TABLE.
     const tag = tagOf(entry);
-    if (tag == UNIFORM) expand(entry, at);
+    if (tag >= UNIFORM) expand(entry, at);
     else if (tag == LEAF) {
       splitLeaf(root, entry, at, key);
       expand(entry, at);
@@ -1073,7 +1073,7 @@ export function tdpMmuMap(root: Root, gfn: u64, level: i32, flags: u32, nxLevel:
   const key = (gfn & ~(pagesOf(level) - 1)) | bits;
   if (level > 1) treeLook(entryOf(root), rootEntryLevel(), key);
   const sideCode = level == 1 ? tdpMmuSideCode(root, gfn) : 0;
-  const sameLevel = atLevel == level && (atTag != UNIFORM || leafLevelOf(atEntry) == level);
+  const sameLevel = atLevel == level && (atTag < UNIFORM || leafLevelOf(atEntry) == level);
   mappedOldFlags = sameLevel ? atFlags : 0;
   mappedLevel = level;
   mappedOverTable = false;
@@ -1313,13 +1313,13 @@ function tableEntry(root: Root, gfn: u64, level: i32): usize {
   const key = gfn | keyBitsOf(root);
   while (at > level) {
     const tag = tagOf(entry);
-    if (tag == UNIFORM && leafLevelOf(entry) < level) expand(entry, at);
+    if (tag >= UNIFORM && leafLevelOf(entry) < level) expand(entry, at);
     else if (tag != TABLE) return 0;
     at--;
     entry = childPtr(entry, indexAt(key, at));
   }
   const tag = tagOf(entry);
-  return tag == TABLE || tag == LT || tag == UNIFORM ? entry : 0;
+  return tag >= TABLE ? entry : 0;
 }
 
 /** Whether the entry of `level` for `gfn` links a table. Requires: reserve(). */

@@ -184,8 +184,8 @@ async function compile(entry: string, target: 'debug' | 'release'): Promise<Uint
 const hot: Record<string, string[]> = {
   abi: ['abiAccess', 'abiGfnRange', 'abiSetMemoryAttributes'],
   attributes: ['allArePrivate', 'partIsPrivate', 'setAttributes'],
-  check: ['inspectSpte', 'inspectSptes', 'spteAt'],
-  gfn_range: ['doRange', 'findLeafTables', 'takesRanges', 'vmCheckGfnRanges', 'vmGfnRange', 'vmGfnRanges'],
+  check: ['inspectSpte', 'inspectSptes', 'spteAt', 'spteBelow'],
+  gfn_range: ['doRange', 'findEntries', 'takesRanges', 'vmCheckGfnRanges', 'vmGfnRange', 'vmGfnRanges'],
   host_mm: ['faultMapped', 'hostFaultPlain'],
   invalidate: ['mmuInvalidateBegin'],
   mem_attributes: [
@@ -196,9 +196,10 @@ const hot: Record<string, string[]> = {
   mmu: ['ageGfn', 'testAgeGfn', 'unmapGfnRange', 'wantGfnRange'],
   page_fault: ['extendRun', 'faultPlain', 'faultinPfn', 'install', 'reserveFault', 'slotOf'],
   page_table: [
-    ...['addPlane', 'emptyLeafTable', 'fold', 'ltAdd', 'ltClear', 'ltFlags', 'ltModify', 'ltSelect', 'ltSet'],
+    ...['addPlane', 'emptyLeafTable', 'fold', 'ltAdd', 'ltClear', 'ltClearInWord', 'ltFlags', 'ltModify'],
+    ...['ltSelect', 'ltSet'],
     ...['setUniform', 'treeCount', 'treeFlags', 'treeHolds', 'treeLook', 'treeLookNear', 'treeSet', 'valueWord'],
-    'wantCut',
+    ...['wantCut', 'wordPtr', 'zapEntryClear', 'zapEntryFlags', 'zapEntryTouched'],
   ],
   tdp_iter: ['emitLeafTable', 'emitRuns', 'leafTable', 'uniform', 'uniformAtOnce', 'visit', 'walkEntry', 'walkPiece'],
   tdp_mmu: [
@@ -211,23 +212,24 @@ const hot: Record<string, string[]> = {
 /** What is inlined into hot functions, by file. */
 const inlined: Record<string, string[]> = {
   abi: ['u64Of'],
-  check: ['isGfn', 'spteAt'],
+  check: ['gfnOf', 'isGfn', 'spteBelow'],
   control: ['count'],
-  gfn_range: ['doRange', 'spteInLeafTable', 'takesRanges', 'vmGfnRange'],
+  gfn_range: ['doRange', 'spteInEntry', 'takesRanges', 'vmGfnRange'],
   host_mm: ['hostFaultPlain', 'setResult'],
   host_vma: ['lookupVma'],
   memslots: ['gfnToMemslot', 'memslotAt', 'mixedTree', 'orderPtr', 'slotAtPlace'],
   mmu: ['ageGfn', 'testAgeGfn'],
   page_fault: ['faultPlain'],
   page_table: [
-    ...['childPtr', 'descriptor', 'emptyLeafTable', 'indexAt', 'leafTableAt', 'leafTableTouched', 'ltAdd'],
-    ...['ltClearCounted', 'ltEmpty', 'ltFlags', 'pagesOf', 'planePtr', 'release', 'releasePlanes', 'reserve'],
-    ...['treeLookNear', 'valueWord', 'wantCuts', 'wordMask'],
+    ...['childPtr', 'descriptor', 'emptyLeafTable', 'indexAt', 'leafTableAt', 'ltAdd'],
+    ...['ltClearCounted', 'ltClearInWord', 'ltEmpty', 'ltFlags', 'pagesOf', 'release', 'releasePlanes'],
+    ...['reserve', 'treeLookNear', 'valueWord', 'wantCuts', 'wordMask', 'wordPtr'],
+    ...['zapEntryClear', 'zapEntryFlags', 'zapEntryTouched'],
   ],
   pause: ['gate'],
   tdp_mmu: [
     ...['isPlain', 'keyBitsOf', 'maxGfnExclusive', 'mayFoldAt', 'mayStop', 'nextRoot', 'settle'],
-    ...['tdpMmuCountFaults', 'tdpMmuLeafTable', 'tdpMmuLook', 'tdpMmuLookNear', 'tdpMmuMapAbsent'],
+    ...['tdpMmuCountFaults', 'tdpMmuLook', 'tdpMmuLookNear', 'tdpMmuMapAbsent'],
   ],
   trace: ['codeOfFlags'],
   vendor: ['vendorRootsOfRange'],

@@ -47,7 +47,7 @@ const eventNames = new Map(
   ]),
 );
 
-const TAGS = ['EMPTY', 'LEAF', 'TABLE', 'LT', 'UNIFORM'];
+const TAGS = ['EMPTY', 'LEAF', 'TABLE', 'LT', 'UNIFORM', 'CHUNKS'];
 const SPTE_BITS = ['P', 'W', 'A', 'D', 'H', 'M', 'NX', 'K'];
 const HOST_BITS = ['present', 'writable', 'lazyfree', 'own', 'folio', 'ksm', 'unmapped', '?'];
 const GMEM_BITS = ['resident', 'written', 'pinned', 'touched', 'poisoned', 'owned', 'folio', 'mapped'];
@@ -138,6 +138,7 @@ function entryText(address: number, bits: string[]): string {
   if (tag === 'TABLE') return `TABLE block ${u32(address + 4)}`;
   if (tag === 'UNIFORM') return `UNIFORM leaf level ${(descriptor >>> 3) & 15}, ${flagsText(flags, bits)}`;
   if (tag === 'LEAF') return `LEAF ${flagsText(flags, bits)}`;
+  if (tag === 'CHUNKS') return `CHUNKS block ${u32(address + 4)}, ${counts & 1023} full: ${flagsText(flags, bits)}`;
   if (tag !== 'LT') return tag;
   const sums = [`present ${counts & 1023}`];
   if (bits === SPTE_BITS) sums.push(`accessed ${(counts >>> 10) & 1023}`);
@@ -161,16 +162,30 @@ function labelTree(owner: string, address: number, level: number, bits: string[]
       labelTree(`${tree} L${level - 1}[${index}]`, table + index * 16, level - 1, bits);
     }
   } else if ((descriptor & 7) === 3 && descriptor >>> 24 !== 0) {
-    for (let bit = 0; bit < 8; bit++) {
-      const group = (descriptor >>> (24 + (bit & 4))) & 15;
-      if (((group >>> (bit & 3)) & 1) === 0) continue;
-      const isSingle = (group & (group - 1)) === 0;
-      const plane = blockAddress(u32(address + (bit < 4 ? 4 : 12))) + (isSingle ? 0 : (bit & 3) * 64);
-      for (let line = 0; line < 4; line++) {
-        label(plane + line * 16, `${tree} plane ${bits[bit]}, keys ${line * 128} to ${line * 128 + 127}`);
+    for (const first of [0, 4]) {
+      const group = (descriptor >>> (24 + first)) & 15;
+      const block = blockAddress(u32(address + (first === 0 ? 4 : 12)));
+      if (group !== 0 && (group & (group - 1)) === 0) {
+        labelPlane(block, `${tree} plane ${flagsText(group << first, bits)}, keys`);
+        continue;
+      }
+      for (const pair of [0b0101, 0b1010]) {
+        if ((group & pair) === 0) continue;
+        const names = flagsText((group & pair) << first, bits);
+        for (let word = 0; word < 8; word++) {
+          const at = block + (pair & 1 ? 0 : 128) + word * 16;
+          label(at, `${tree} planes ${names}, keys ${word * 64} to ${word * 64 + 63}`);
+        }
       }
     }
+  } else if ((descriptor & 7) === 5) {
+    labelPlane(blockAddress(u32(address + 4)), `${tree} full or empty, leaf tables`);
   }
+}
+
+/** Labels a plane that has a block of its own. */
+function labelPlane(block: number, what: string): void {
+  for (let line = 0; line < 4; line++) label(block + line * 16, `${what} ${line * 128} to ${line * 128 + 127}`);
 }
 
 const control = fieldsOf('control.ts', 'Control');

@@ -1212,14 +1212,23 @@ export class Vm {
     const kind = oneOf(root, 'root', ['direct', 'mirror'] as const) === 'mirror' ? 1 : 0;
     integer(asId, 'asId', 0, 1);
     const wasm = this.#wasm;
-    const codes = new Uint32Array(gfns.length);
-    const capacity = layout.IO_BYTES >>> 3;
-    for (let from = 0; from < gfns.length; from += capacity) {
-      const piece = from === 0 && gfns.length <= capacity ? gfns : gfns.subarray(from, from + capacity);
-      this.#doubles.set(piece, this.#at.io >>> 3);
+    const words = this.#words;
+    const { io } = this.#at;
+    const answered = (piece: Float64Array, from: number): void => {
+      this.#doubles.set(piece, io >>> 3);
       const done = this.#run(() => wasm.inspectSptes(kind, asId, piece.length));
       if (done < piece.length) integer(piece[done], `gfns[${from + done}]`, 0, 2 ** 52 - 1);
-      codes.set(this.#words.subarray(this.#at.io >>> 2, (this.#at.io >>> 2) + piece.length), from);
+    };
+    const capacity = layout.IO_BYTES >>> 3;
+    if (gfns.length <= capacity) {
+      answered(gfns, 0);
+      return words.slice(io >>> 2, (io >>> 2) + gfns.length);
+    }
+    const codes = new Uint32Array(gfns.length);
+    for (let from = 0; from < gfns.length; from += capacity) {
+      const piece = gfns.subarray(from, from + capacity);
+      answered(piece, from);
+      codes.set(words.subarray(io >>> 2, (io >>> 2) + piece.length), from);
     }
     return codes;
   }
