@@ -29,6 +29,7 @@ import {
   PAGE_FOLIO,
   PAGE_MAPPED,
   PAGE_PINNED,
+  PAGE_POISONED,
   PAGE_RESIDENT,
   PAGE_WRITTEN,
   PAGES_LEVEL,
@@ -116,13 +117,13 @@ function conversionSelector(gmem: Gmem, start: u64, end: u64, toPrivate: bool): 
   return MAY_BLOCK | (toPrivate ? KVM_FILTER_SHARED : KVM_FILTER_PRIVATE);
 }
 
-/** The first page of [start, end) whose folio someone else holds a reference of; `end` if none. */
-function firstPinned(gmem: Gmem, start: u64, end: u64): u64 {
+/** The first page of [start, end) that is PAGE_PINNED, or PAGE_POISONED, as `flag` says; `end` if none. */
+function firstPage(gmem: Gmem, start: u64, end: u64, flag: u32): u64 {
   const tree = pagesTree(gmem);
-  if (treeCount(tree, PAGES_LEVEL, start, end, PAGE_RESIDENT | PAGE_PINNED) == 0) return end;
+  if (treeCount(tree, PAGES_LEVEL, start, end, PAGE_RESIDENT | flag) == 0) return end;
   let page = start;
   while (page < end) {
-    if ((treeFlags(tree, PAGES_LEVEL, page) & PAGE_PINNED) != 0) return page;
+    if ((treeFlags(tree, PAGES_LEVEL, page) & flag) != 0) return page;
     page = treeRunEnd(tree, PAGES_LEVEL, page, end);
   }
   return end;
@@ -150,7 +151,7 @@ export function gmemSetAttributes(fd: i32, serial: u32, offset: u64, size: u64, 
   if (!reserveConversion(gmem, file, start, end)) return STATUS_CAPACITY;
   if (toPrivate) {
     unmapFromHost(gmem, start, end);
-    const pinned = firstPinned(gmem, start, end);
+    const pinned = firstPage(gmem, start, end, PAGE_PINNED);
     if (pinned < end) {
       ctl.result0 = <f64>pinned;
       return -EAGAIN;
@@ -229,7 +230,7 @@ function leavePrivate(gmem: Gmem, start: u64, end: u64): void {
 
 /**
  * The VMM touches [offset, offset + length) bytes through its mapping of the file. -ENODEV: the file can't be mapped;
- * -EFAULT: where a SIGBUS would come, beyond the file or on a private page; what was touched before stays.
+ * -EFAULT: where a SIGBUS would come, beyond the file, on a private or on a poisoned page; what was touched before stays.
  */
 export function gmemHostAccess(fd: i32, serial: u32, offset: u64, length: u64): i32 {
   const file = gmemByHandle(fd, serial);
@@ -243,8 +244,10 @@ export function gmemHostAccess(fd: i32, serial: u32, offset: u64, length: u64): 
   const wanted = ((offset + length - 1) >> 12) + 1;
   const attributes = attributesTree(gmem);
   const isPrivate = treeFlags(attributes, PAGES_LEVEL, start) != 0;
-  const end = min(treeRunEnd(attributes, PAGES_LEVEL, start, wanted), npages);
+  const sharedEnd = min(treeRunEnd(attributes, PAGES_LEVEL, start, wanted), npages);
   if (isPrivate) return -EFAULT;
+  const end = firstPage(gmem, start, sharedEnd, PAGE_POISONED);
+  if (end == start) return -EFAULT;
   wantNothing();
   wantPages(gmem, start, end);
   wantLeafTables(pagesTree(gmem), PAGES_LEVEL, start, end);

@@ -27,6 +27,7 @@ import {
   gmemByHandle,
   npagesOf,
   PAGE_FOLIO,
+  PAGE_MAPPED,
   PAGE_OWNED,
   PAGE_POISONED,
   PAGE_RESIDENT,
@@ -411,7 +412,8 @@ export function gmemMemoryError(fd: i32, serial: u32, page: u64): i32 {
     treeSet(tree, PAGES_LEVEL, page, page + 1, 1, PAGE_RESIDENT | PAGE_POISONED);
     count(C_GMEM_PAGES_ALLOCATED, 1);
   } else {
-    treeModify(tree, PAGES_LEVEL, start, end, PAGE_RESIDENT, 0, PAGE_POISONED);
+    // Whoever had it mapped gets a SIGBUS instead.
+    treeModify(tree, PAGES_LEVEL, start, end, PAGE_RESIDENT, PAGE_MAPPED, PAGE_POISONED);
   }
   gmemInvalidateEnd(met);
   return 0;

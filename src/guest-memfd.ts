@@ -66,7 +66,8 @@ export class GuestMemfd {
 
   /**
    * The VMM touches [offset, offset + length) bytes through its mapping of the file.
-   * @throws {KvmError} ENODEV (not created with flag MMAP); EFAULT where a SIGBUS comes: beyond the file, or a private page
+   * @throws {KvmError} ENODEV (not created with flag MMAP); EFAULT where a SIGBUS comes: beyond the file, a private or a
+   *   poisoned page
    */
   hostAccess(args: { offset: U64; length: U64 }): void {
     object(args, 'args');

@@ -209,6 +209,16 @@ describe('what is refused', () => {
     expect(refusalOf(unmappable.vm, () => unmappable.file.hostAccess({ offset: 0, length: 1 }))).toBe('ENODEV');
   });
 
+  test('the host’s accesses of a page with a memory error: it is mapped no more, and can’t be', () => {
+    const { vm, file } = make();
+    file.hostAccess({ offset: 0, length: 20 * PAGE });
+    file.memoryError(7);
+    expect(refusalOf(vm, () => file.hostAccess({ offset: 7 * PAGE, length: 1 }))).toBe('EFAULT');
+    expect(() => file.hostAccess({ offset: 5 * PAGE, length: 5 * PAGE })).toThrow(/EFAULT/);
+    // Of pages 0 to 19 all but page 7.
+    expect(countersMoved(vm, () => convert(file, 0, 20, PRIVATE))).toMatchObject({ gmem_host_pages_unmapped: 19 });
+  });
+
   test('a conversion that finds no memory, before its first change', () => {
     const { vm, file } = make();
     touch(vm, 0, 900, false);
