@@ -9,9 +9,11 @@ import { pagesOf } from './page_table';
 import {
   nextRoot,
   ROOT_DIRECT,
+  Root,
   tdpMmuCollapsibleTable,
   tdpMmuCountWalk,
   tdpMmuMakeHuge,
+  tdpMmuYieldOf,
   tdpMmuZapMarked,
   tdpMmuZapTable,
 } from './tdp_mmu';
@@ -20,37 +22,61 @@ import { EV_ZAP_COLLAPSIBLE, trace } from './trace';
 
 /**
  * Where a huge page could map what a table of `slot` maps: 6.12 zaps the table, so that faults map it huge; 6.16 puts
- * the huge leaf in its place. Requires: reserve(8, 4).
+ * the huge leaf in its place, and flushes once for each root, and before it yields. Requires: reserve(8, 4).
  */
 export function zapCollapsible(slot: Memslot): void {
   trace(EV_ZAP_COLLAPSIBLE, 0, slot.id, 0);
   count(C_LOCK_SECTIONS, 1);
-  const start = slot.baseGfn;
-  const end = endGfnOf(slot);
-  let flush = false;
   let root = nextRoot(0);
   while (root !== null) {
-    if (root.asId == slot.asId && root.invalid == 0) {
-      let gfn = start;
-      while (gfn < end) {
-        const level = collapsibleLevel(slot, gfn, end);
-        if (level != 0 && tdpMmuCollapsibleTable(root, gfn, level)) {
-          if (ctl.profile == PROFILE_6_16) {
-            if (tdpMmuMakeHuge(root, gfn, level)) flush = true;
-          } else {
-            flushRemoteTlbsRange(gfn, pagesOf(level));
-            tdpMmuZapTable(root, gfn, level, true);
-          }
-          gfn += pagesOf(level);
-        } else {
-          gfn = (gfn & ~511) + 512;
-        }
-      }
-      // A table that gave way is not walked into.
-      tdpMmuCountWalk(root, start, end, 2);
-    }
+    if (root.asId == slot.asId && root.invalid == 0) collapseIn(root, slot);
     root = nextRoot(root.sequence);
   }
+}
+
+function collapseIn(root: Root, slot: Memslot): void {
+  const start = slot.baseGfn;
+  const end = endGfnOf(slot);
+  // The visits are counted when all is done, and the yield with them; what it comes after is flushed on the way.
+  let yieldGfn = tdpMmuYieldOf(root, start, end, 2);
+  let isPassedBy = false;
+  let flush = false;
+  let gfn = start;
+  while (gfn < end) {
+    let level = collapsibleLevel(slot, gfn, end);
+    if (level != 0 && !tdpMmuCollapsibleTable(root, gfn, level)) level = 0;
+    // A walk never comes to an entry below a 1G one that gives way.
+    const isAbove = level == 3 && yieldGfn >= gfn && yieldGfn < gfn + pagesOf(3);
+    if (gfn >= yieldGfn && !isAbove) {
+      if (flush) flushRemoteTlbs();
+      flush = false;
+      yieldGfn = end;
+    }
+    let collapsed: bool = false;
+    if (level != 0) {
+      collapsed = true;
+      if (ctl.profile == PROFILE_6_16) {
+        collapsed = tdpMmuMakeHuge(root, gfn, level);
+        if (collapsed) flush = true;
+      } else {
+        flushRemoteTlbsRange(gfn, pagesOf(level));
+        tdpMmuZapTable(root, gfn, level, true);
+      }
+    }
+    if (isAbove && collapsed) {
+      isPassedBy = true;
+      yieldGfn = end;
+    }
+    gfn = level != 0 ? gfn + pagesOf(level) : (gfn & ~511) + 512;
+  }
+  if (flush && yieldGfn < end) {
+    flushRemoteTlbs();
+    flush = false;
+  }
+  // A table that gave way is not walked into; a yield that was passed by waits for the next walk.
+  if (isPassedBy) ctl.yieldArmed = 0;
+  tdpMmuCountWalk(root, start, end, 2);
+  if (isPassedBy) ctl.yieldArmed = 1;
   if (flush) flushRemoteTlbsRange(start, slot.npages);
 }
 

@@ -1306,6 +1306,19 @@ export function tdpMmuCountWalk(root: Root, startGfn: u64, endGfn: u64, lowest: 
   walkRange(root, startGfn, endGfn, WALK_TEST, 0, 0, lowest, true, true, false);
 }
 
+/**
+ * Where a walk of [startGfn, endGfn) that may yield, looking at entries of `lowest` level and above, is to do so: the first
+ * gfn of the entry; `endGfn` if nowhere.
+ */
+export function tdpMmuYieldOf(root: Root, startGfn: u64, endGfn: u64, lowest: i32): u64 {
+  const gfn = <u64>ctl.yieldGfn;
+  if (ctl.yieldArmed == 0 || gfn < startGfn || gfn >= endGfn) return endGfn;
+  const bits = keyBitsOf(root);
+  walkFor(WALK_TEST, 0, 0, 0, lowest, indexOf(root), root.asId, root.kind, bits, true);
+  const first = deepestEntry(entryOf(root), rootEntryLevel(), gfn | bits) & ~bits;
+  return first > startGfn ? first : endGfn;
+}
+
 /** The entry of `level` for `gfn` if it links a table (virtual or stored); 0 if not. */
 function tableEntry(root: Root, gfn: u64, level: i32): usize {
   let entry = entryOf(root);

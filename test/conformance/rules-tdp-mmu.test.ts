@@ -4,7 +4,7 @@
 // written into a snapshot.
 
 import { describe, expect, test } from 'vitest';
-import type { CreateVmOptions, Vm, VmType } from '../../src/index.ts';
+import type { CreateVmOptions, KernelProfile, Vm, VmType } from '../../src/index.ts';
 import type { AnyEvent } from '../support/events.ts';
 import { checkInvariants } from '../support/invariants.ts';
 import { expectTrace, makeVm, PAGE, type VmSpec } from '../support/make-vm.ts';
@@ -155,6 +155,47 @@ describe('yields and flushes', () => {
     };
     // Five levels: the walk comes to the entry of gfn 1024 by the entries of levels 5 to 2 again.
     expect(visits(1024) - visits(null)).toBe(5);
+  });
+
+  /** kvm_flush_remote_tlbs_range() is a flush of all on bare metal. */
+  const RANGED = ['flush_range', 'flush'];
+  // arch/x86/kvm/mmu/tdp_mmu.c: recover_huge_pages_range() (6.16), zap_collapsible_spte_range() (6.12)
+  test.each<[KernelProfile, number | null, string[]]>([
+    ['linux-6.16', null, ['leaf 0', 'leaf 512', 'leaf 1024', 'leaf 1536', ...RANGED]],
+    ['linux-6.16', 1100, ['leaf 0', 'leaf 512', 'flush', 'leaf 1024', 'leaf 1536', ...RANGED]],
+    // The yield comes before the first table, and after the last.
+    ['linux-6.16', 3, ['leaf 0', 'leaf 512', 'leaf 1024', 'leaf 1536', ...RANGED]],
+    ['linux-6.16', 2100, ['leaf 0', 'leaf 512', 'leaf 1024', 'leaf 1536', 'flush']],
+    // Here each table is zapped and flushed by itself: a yield owes nothing.
+    ['linux-6.12', 1100, [0, 512, 1024, 1536].flatMap((gfn) => [...RANGED, `nonpresent ${gfn}`])],
+  ])('R-MMU-3 under %s, recovering huge pages, with a yield at %s', (kernel, gfn, expected) => {
+    const vm = makeVm({ kernel, slots: [{ startGfn: 0, npages: 2560, kind: 'thp', flags: 1 }] });
+    for (const at of [0, 512, 1024, 1536]) write(vm, at, 1);
+    vm.trace();
+    if (gfn !== null) vm.yieldAt(gfn);
+    const region = { slot: 0, guestPhysAddr: 0, memorySize: 2560 * PAGE, userspaceAddr: hvaOfSlot(0) };
+    const { yields } = counted(vm, ['yields'], () => vm.setUserMemoryRegion({ ...region, flags: 0 }));
+    expect(yields).toBe(gfn === null || gfn < 512 ? 0 : 1);
+    const seen = eventsOf(vm, 'spte_changed', 'flush', 'flush_range').flatMap((event) => {
+      if (event.name !== 'spte_changed') return [event.name];
+      return event.level === 2 ? [`${(event.new as { class: string }).class} ${event.gfn}`] : [];
+    });
+    expect(seen).toEqual(expected);
+    expect(vm.check()).toEqual([]);
+  });
+
+  // arch/x86/kvm/mmu/tdp_mmu.c: recover_huge_pages_range()
+  test('R-MMU-3 a yield below a 1G table that gives way is passed by, and waits for the next walk', () => {
+    const vm = makeVm({ kernel: 'linux-6.16', slots: [{ startGfn: 0, npages: 3 * G1, kind: 'hugetlb1g', flags: 1 }] });
+    for (const at of [0, G1, 2 * G1]) write(vm, at + 700);
+    vm.trace();
+    vm.yieldAt(G1 + 600);
+    const region = { slot: 0, guestPhysAddr: 0, memorySize: 3 * G1 * PAGE, userspaceAddr: HVA };
+    const recover = () => vm.setUserMemoryRegion({ ...region, flags: 0 });
+    expect(counted(vm, YIELDS, recover)).toEqual({ yields: 0, remote_tlb_flush_requests: 1, gfns_zapped: 3 });
+    expect(leavesOf(vm)).toEqual([`0..${3 * G1 - 1} 1G`]);
+    const zap = () => vm.host.invalidateRangeStart(pages(0, 3 * G1));
+    expect(counted(vm, YIELDS, zap)).toEqual({ yields: 1, remote_tlb_flush_requests: 2, gfns_zapped: 3 * G1 });
   });
 
   // arch/x86/kvm/mmu/tdp_mmu.c: tdp_mmu_zap_leafs()

@@ -1122,9 +1122,8 @@ export class ModelVm {
   }
   private recoverHugePages(slot: Slot): void {
     for (const root of this.rootsOf(slot.asId, false)) {
-      // Simplified as the engine is: a yield has nothing to flush, because it looks at all tables before it changes one.
-      let flush = false;
-      for (const iter of this.walk(root, 2, slot.base, slotEnd(slot), true)) {
+      const state = { flush: false };
+      for (const iter of this.walk(root, 2, slot.base, slotEnd(slot), true, state)) {
         const entry = iter.entry;
         if (iter.level > 3 || entry.kind !== 'table') continue;
         if (iter.gfn < slot.base || iter.gfn >= slotEnd(slot)) continue;
@@ -1132,9 +1131,9 @@ export class ModelVm {
         const leaf = this.firstLeaf(entry.table, iter.gfn);
         if (!leaf) continue;
         this.setSpte(root, iter, { ...leaf, executable: leaf.executable && !this.nxHugePages }, true);
-        flush = true;
+        state.flush = true;
       }
-      if (flush) this.flushRange(slot.base, slot.npages);
+      if (state.flush) this.flushRange(slot.base, slot.npages);
     }
   }
   private firstLeaf(table: Table, gfn: number): Leaf | null {
