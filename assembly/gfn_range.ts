@@ -15,6 +15,7 @@ import {
   tagOf,
   zapEntryClear,
   zapEntryFlags,
+  zapEntryLevel,
   zapEntryTouched,
 } from './page_table';
 import { EINVAL, EIO, EOPNOTSUPP, STATUS_CAPACITY } from './status';
@@ -120,8 +121,11 @@ export function vmGfnRanges(
   const lookBits: u64 = lookRoot === null ? 0 : keyBitsOf(lookRoot);
   const plainRoot = plainRootOf(call, asId, pages, arg, selector);
   const limit = plainRoot === null ? 0 : maxGfnExclusive(keyBitsOf(plainRoot));
-  let tables: u64 = 0;
+  // Zapped in place: walks and leaves, and those of them that ended at level 2.
+  let walks: u64 = 0;
   let leafs: u64 = 0;
+  let walks2: u64 = 0;
+  let leafs2: u64 = 0;
   let isFound = false;
   let isAmple = isRoomFor(ranges);
   // Of the last range, if it was zapped in place: what a call for it alone would leave in Control.
@@ -155,9 +159,14 @@ export function vmGfnRanges(
         ctl.result1 = STATUS_CAPACITY;
         break;
       }
+      const isHuge = zapEntryLevel(entry) == 2;
       const zapped = zapEntryClear(entry, start, <i32>(start & 511), <i32>(last & 511) + 1);
-      tables++;
+      walks++;
       leafs += <u64>zapped;
+      if (isHuge) {
+        walks2++;
+        leafs2 += <u64>zapped;
+      }
       lastHits = <u64>zapped;
       lastStart = start;
       lastEntry = entry;
@@ -186,7 +195,7 @@ export function vmGfnRanges(
     }
     store<u32>(looksPtr + ((<usize>done) << 2), code);
   }
-  if (plainRoot !== null) tdpMmuZappedIn(plainRoot, tables, pages, leafs);
+  if (plainRoot !== null) tdpMmuZappedIn(plainRoot, walks, (walks - walks2) * pages, leafs - leafs2, leafs2);
   if (lastEntry != 0) {
     lossRequest(lastStart, lastStart + pages, arg, selector);
     ctl.walkHits = lastHits;
@@ -236,7 +245,9 @@ function findEntries(root: Root, startsPtr: usize, foundPtr: usize, ranges: u32,
 /** What the walk for `key` ends at, in `entry` of zapEntryTouched(); as spteAt(). */
 function spteInEntry(root: Root, entry: usize, key: u64): u32 {
   const flags = zapEntryFlags(entry, key);
-  return flags == 0 && ctl.sideCount != 0 ? spteAt(root, key) : codeOfFlags(flags) | (1 << 16);
+  return flags == 0 && ctl.sideCount != 0
+    ? spteAt(root, key)
+    : codeOfFlags(flags) | ((<u32>zapEntryLevel(entry)) << 16);
 }
 
 /**

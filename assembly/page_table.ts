@@ -43,7 +43,7 @@ const UNIFORM_OF_4K: u32 = UNIFORM | (1 << 3);
 
 /** Bit 2 is the one whose present keys are counted in the entry: A of an spte. */
 export const COUNTED_BIT: u32 = 4;
-const COUNTED_SHIFT: u32 = 2;
+export const COUNTED_SHIFT: u32 = 2;
 
 /** Set in `counts` by the owner: an entry so marked never folds into its parent (an nx-disallowed table). */
 export const MARK: u32 = 1 << 30;
@@ -1083,15 +1083,28 @@ export function leafTableAt(entryPtr: usize, level: i32, key: u64): usize {
 
 let touched: u32 = 0;
 
-/** Makes keys [from, to) of what zapEntryTouched() found absent. Returns how many were present. Requires: as the two it is for. */
+/**
+ * Makes keys [from, to) of what zapEntryTouched() found absent. Returns how many leaves there were. Requires: reserve() for a
+ * boundary path.
+ */
 export function zapEntryClear(entryPtr: usize, key: u64, from: i32, to: i32): u32 {
   if (tagOf(entryPtr) == LT) {
     const isInWord = from >> 6 == (to - 1) >> 6;
     return isInWord ? ltClearInWord(entryPtr, from, to) : ltClear(entryPtr, from, to);
   }
+  if (zapEntryLevel(entryPtr) == 2) {
+    const leafs = tagOf(entryPtr);
+    setEmpty(entryPtr);
+    return leafs;
+  }
   if (!takesChunks(entryPtr)) return 0;
   const chunk = <i32>indexAt(key, 2);
   return chunksClear(entryPtr, chunk, chunk + 1) << 9;
+}
+
+/** The level at which a walk ends in what zapEntryTouched() found: 2 at a leaf or nothing, else 1. */
+export function zapEntryLevel(entryPtr: usize): i32 {
+  return tagOf(entryPtr) <= LEAF ? 2 : 1;
 }
 
 /** The flags of `key` in what zapEntryTouched() found for it; 0 if absent. */
@@ -1104,8 +1117,9 @@ export function zapEntryFlags(entryPtr: usize, key: u64): u32 {
 
 /**
  * Where `key`'s presence can be changed, given the level-3 entries of its 512 GiB: the leaf table that holds it or, if all
- * of one is meant, a GiB of leaf tables that are all alike, or full or empty; 0 if neither is stored. Reads what the change will: the words of presence and A. Done
- * for many keys before the first is changed, their cache misses are waited for together.
+ * 512 keys around it are meant, a level-2 entry with a leaf or nothing, or a GiB of leaf tables that are all alike, or full
+ * or empty; 0 if there is none of these. Reads what the change will: the words of presence and A. Done for many keys before
+ * the first is changed, their cache misses are waited for together.
  */
 export function zapEntryTouched(levelThree: usize, key: u64, isWhole: bool): usize {
   const upper = levelThree + ((<usize>indexAt(key, 3)) << 4);
@@ -1114,7 +1128,8 @@ export function zapEntryTouched(levelThree: usize, key: u64, isWhole: bool): usi
     return isWhole && ((desc & 127) == UNIFORM_OF_4K || (desc & 127) == CHUNKS_OF_4K) ? upper : 0;
   }
   const table = childPtr(upper, indexAt(key, 2));
-  if (tagOf(table) != LT) return 0;
+  const tag = tagOf(table);
+  if (tag != LT) return isWhole && tag <= LEAF ? table : 0;
   if (isWhole || ((load<u32>(table) >> 24) & 15) == 0) return table;
   touched ^= load<u32>(wordPtr(table, 0, <i32>((<u32>key & 511) >> 6)));
   return table;

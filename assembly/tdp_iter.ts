@@ -12,6 +12,7 @@ import { overZapped } from './losses';
 import {
   CHUNKS,
   COUNTED_BIT,
+  COUNTED_SHIFT,
   childPtr,
   chunkFlags,
   chunksClear,
@@ -419,16 +420,21 @@ function walkEntry(entryPtr: usize, level: i32, start: u64, end: u64): void {
   let child = childPtr(entryPtr, indexAt(start, childLevel));
   let at = start;
   if (childLevel == 2 && minLevel == 1 && op != WALK_ZAP_PASS) {
-    // Leaf tables side by side, which is nearly all there is to walk.
+    // Leaf tables or 2M leaves side by side, which is nearly all there is to walk.
     const isPlainZap = op == WALK_ZAP && !tracing && mirror == 0;
     const isAge = op == WALK_MODIFY && !tracing && clear == COUNTED_BIT && set == 0 && need == (COUNTED_BIT | PRESENT);
     let visited: u64 = 0;
     while (at < end) {
       const next = min((at & ~511) + 512, end);
       const tag = tagOf(child);
-      if (tag == LT) {
+      const isWhole = next - at == 512;
+      if (tag <= LEAF && isWhole && (isPlainZap || isAge)) {
+        // Whether there is a leaf, or a young one, is for no branch to guess.
+        const desc = load<u32>(child);
+        hits2 += <u64>(isAge ? desc >> (8 + COUNTED_SHIFT) : tag) & tag;
+        store<u32>(child, isAge ? desc & ~(COUNTED_BIT << 8) : EMPTY);
+      } else if (tag == LT) {
         visited += next - at;
-        const isWhole = next - at == 512;
         if (isPlainZap && isWhole) hits1 += <u64>ltEmpty(child);
         else if (isAge && isWhole) hits1 += <u64>ltClearCounted(child);
         else leafTable(child, at, next);

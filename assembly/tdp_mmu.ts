@@ -616,11 +616,11 @@ export function tdpMmuLevelThree(root: Root, gfn: u64): usize {
   return levelThreeTable(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root));
 }
 
-/** Books zaps of `leafs` 4K leaves in `root`: walks of `pages` gfns each that ended at `tables` leaf tables. */
-export function tdpMmuZappedIn(root: Root, tables: u64, pages: u64, leafs: u64): void {
-  for (let level = <i32>ctl.rootLevel; level >= 2; level--) count(C_VISITED_L1 + level - 1, tables);
-  count(C_VISITED_L1, tables * pages);
-  if (leafs != 0) zapped(root, leafs, 0, 0, 0);
+/** Books zaps of 4K and 2M leaves in `root`: `walks` to an entry of level 2 each, with `visits` of level 1 below. */
+export function tdpMmuZappedIn(root: Root, walks: u64, visits: u64, leafs: u64, leafs2: u64): void {
+  for (let level = <i32>ctl.rootLevel; level >= 2; level--) count(C_VISITED_L1 + level - 1, walks);
+  count(C_VISITED_L1, visits);
+  if ((leafs | leafs2) != 0) zapped(root, leafs, leafs2, 0, 0);
 }
 
 /** The gfn behind the first that an accessed leaf of [startGfn, endGfn) maps; 0 if there is none. */
@@ -1291,12 +1291,6 @@ export function rootEntry(root: Root): usize {
 export function tdpMmuHasLeafs(root: Root, startGfn: u64, endGfn: u64): bool {
   const bits = keyBitsOf(root);
   return treeCount(entryOf(root), rootEntryLevel(), startGfn + bits, endGfn + bits, PRESENT) != 0;
-}
-
-/** Keys of [startGfn, endGfn) that `root` maps with all of `need`. */
-export function tdpMmuCount(root: Root, startGfn: u64, endGfn: u64, need: u32): u64 {
-  const bits = keyBitsOf(root);
-  return treeCount(entryOf(root), rootEntryLevel(), startGfn + bits, endGfn + bits, need | PRESENT);
 }
 
 // --- Tables that give way to huge pages ------------------------------------------------------------------------------

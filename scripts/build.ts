@@ -199,7 +199,7 @@ const hot: Record<string, string[]> = {
     ...['addPlane', 'emptyLeafTable', 'fold', 'ltAdd', 'ltClear', 'ltClearInWord', 'ltFlags', 'ltModify'],
     ...['ltSelect', 'ltSet'],
     ...['setUniform', 'treeCount', 'treeFlags', 'treeHolds', 'treeLook', 'treeLookNear', 'treeSet', 'valueWord'],
-    ...['wantCut', 'wordPtr', 'zapEntryClear', 'zapEntryFlags', 'zapEntryTouched'],
+    ...['wantCut', 'wordPtr', 'zapEntryClear', 'zapEntryFlags', 'zapEntryLevel', 'zapEntryTouched'],
   ],
   tdp_iter: ['emitLeafTable', 'emitRuns', 'leafTable', 'uniform', 'uniformAtOnce', 'visit', 'walkEntry', 'walkPiece'],
   tdp_mmu: [
@@ -224,7 +224,7 @@ const inlined: Record<string, string[]> = {
     ...['childPtr', 'descriptor', 'emptyLeafTable', 'indexAt', 'leafTableAt', 'ltAdd'],
     ...['ltClearCounted', 'ltClearInWord', 'ltEmpty', 'ltFlags', 'pagesOf', 'release', 'releasePlanes'],
     ...['reserve', 'treeLookNear', 'valueWord', 'wantCuts', 'wordMask', 'wordPtr'],
-    ...['zapEntryClear', 'zapEntryFlags', 'zapEntryTouched'],
+    ...['zapEntryClear', 'zapEntryFlags', 'zapEntryLevel', 'zapEntryTouched'],
   ],
   pause: ['gate'],
   tdp_mmu: [
