@@ -353,7 +353,11 @@ export const CONTROL_AT_TD_STATE: usize = CONTROL_BASE + offsetof<Control>('tdSt
 export const CONTROL_AT_FIXED: usize = CONTROL_BASE + offsetof<Control>('slotsPagesMax');
 export const CONTROL_FIXED_BYTES: usize = offsetof<Control>('quirkSlotZapAll') - offsetof<Control>('slotsPagesMax');
 
-/** Differs where records or regions do: part of what makes a snapshot readable. */
+/** One more for each change of what is stored that moves no record: how blocks, entries and planes are to be read. */
+export const LAYOUT_VERSION: u32 = 3;
+/** Differs where records, regions or the version do: a snapshot with another one is refused. */
 export const LAYOUT_HASH: u32 =
-  (((<u32>offsetof<Control>() * 31 + <u32>COUNTER_COUNT) * 31 + <u32>RING_BASE) * 31 + <u32>MEMSLOT_BYTES) * 31 +
-  <u32>CONTROL_BASE;
+  ((((<u32>offsetof<Control>() * 31 + <u32>COUNTER_COUNT) * 31 + <u32>RING_BASE) * 31 + <u32>MEMSLOT_BYTES) * 31 +
+    <u32>CONTROL_BASE) *
+    31 +
+  LAYOUT_VERSION;

@@ -2,7 +2,7 @@
 // Mirrors: virt/kvm/kvm_main.c (kvm_create_vm, kvm_destroy_vm), arch/x86/kvm/x86.c (kvm_vm_ioctl_enable_cap)
 
 import { recoverNxHugePages } from './collapse';
-import { C_LOCK_SECTIONS, count, ctl, INHIBIT_TREE, PROFILE_6_16, SEPT_TREE, VM_TDX } from './control';
+import { C_LOCK_SECTIONS, count, ctl, INHIBIT_TREE, LAYOUT_VERSION, PROFILE_6_16, SEPT_TREE, VM_TDX } from './control';
 import { gmemRelease } from './guest_memfd';
 import { RING_BASE, TRACE_RECORD_BYTES } from './layout';
 import { invalidateRoots, zapAllFast, zapInvalidatedRoots } from './memory_region';
@@ -15,8 +15,6 @@ import { EV_FLUSH_SHADOW_ALL, EV_RECLAIMED, EV_ZAP_ALL, trace } from './trace';
 import { unloadRoots } from './vcpu';
 import { vcpuAt } from './vcpus';
 
-/** Written by vmCreate() first: a snapshot of another layout is refused by it. */
-export const LAYOUT_VERSION: u32 = 2;
 const MAGIC: u32 = 0x74707365;
 
 function alignUp(value: u64, to: u64): u64 {
