@@ -61,6 +61,7 @@ import {
   childPtr,
   EMPTY,
   expand,
+  flagsIn,
   flagsOf,
   fold,
   freeSubtree,
@@ -79,8 +80,8 @@ import {
   TABLE,
   tagOf,
   treeAt,
+  treeEntryNear,
   treeLook,
-  treeLookNear,
   treeModify,
   treeSet,
   UNIFORM,
@@ -614,16 +615,17 @@ export function hostFaultPlain(hva: u64, write: bool, limitPages: u64): u64 {
   const vma = vmaAt(index);
   if ((vma.prot & (write ? PROT_WRITE : PROT_READ)) == 0) return 0;
   const page = hva >> 12;
-  treeLookNear(HOST_PATH, HOST_TREE, HOST_LEVEL, page);
-  const flags = atFlags;
+  const entry = treeEntryNear(HOST_PATH, HOST_TREE, HOST_LEVEL, page);
+  const flags = flagsIn(entry, page);
   if (flags == 0) {
+    treeLook(HOST_TREE, HOST_LEVEL, page);
     const isByPte =
       vma.kind == VMA_SHMEM || (vma.kind == VMA_ANON && (atLevel == 1 || (vma.flags & VMA_HUGEPAGE) == 0));
     if (!isByPte) return 0;
     faultAbsent(index, page, min(vma.end >> 12, page + limitPages), write);
     return hostRunPages;
   }
-  if (atLevel != 1 || !isMapped(flags)) return 0;
+  if (!isMapped(flags) || (tagOf(entry) != LT && leafLevelOf(entry) != 1)) return 0;
   if (write && (flags & (PAGE_WRITABLE | PAGE_LAZYFREE)) != PAGE_WRITABLE) return 0;
   hostWritable = (flags & PAGE_WRITABLE) != 0;
   return limitPages == 1 ? 1 : mappedEnd(page, min(vma.end >> 12, page + limitPages)) - page;

@@ -41,15 +41,16 @@ import {
 } from './memslots';
 import {
   atEnd,
-  atEntry,
   atFlags,
   atLevel,
   atTag,
+  LEAF_GROWTH_BLOCKS,
   LT,
   ltRunEnd,
   pagesOf,
   reserve,
   sideCount,
+  tagOf,
   treeFlags,
   UNIFORM,
 } from './page_table';
@@ -138,7 +139,7 @@ export class Fault {
 if (offsetof<Fault>() != 128) ERROR('Fault is no longer 128 bytes: redraw it');
 
 /** Space for a fault that is carried through at once: the last record of the table. */
-import { FAULT_BYTES, FAULTS_BASE, FAULTS_MAX } from './layout';
+import { FAULT_BYTES, FAULTS_BASE, FAULTS_MAX, QUAD_BLOCKS, UPPER_BLOCKS } from './layout';
 export function faultAt(index: u32): Fault {
   return changetype<Fault>(FAULTS_BASE + <usize>index * FAULT_BYTES);
 }
@@ -177,6 +178,14 @@ export function reserveFault(): bool {
   const accepts = ctl.acceptsBegun;
   const uppers = 64 + 16 * ctl.hvaAliases + 12 * accepts + forRmp;
   return sideHasRoom() && reserve(uppers, 24 + 8 * ctl.hvaAliases + 4 * accepts + forRmp / 4);
+}
+
+// Of what reserveFault() asks for at most, but for a TD: whatever there is, and for each alias of a page.
+const FAULT_BLOCKS: u32 = 104 * UPPER_BLOCKS + 34 * <u32>LEAF_GROWTH_BLOCKS + 2 * QUAD_BLOCKS;
+const ALIAS_BLOCKS: u32 = 16 * UPPER_BLOCKS + 8 * <u32>LEAF_GROWTH_BLOCKS;
+/** Whether so much was never used that reserveFault() would hold: not of a TD, nor where a test counts reservations. */
+export function reservesAnyFault(): bool {
+  return sideHasRoom() && FAULT_BLOCKS + ALIAS_BLOCKS * ctl.hvaAliases <= ctl.arenaBlocks - ctl.arenaNext;
 }
 
 function slotOf(fault: Fault): Memslot {
@@ -516,14 +525,13 @@ export function faultFinish(fault: Fault, stepwise: bool): i32 {
 
 /**
  * Both phases of faults at `gfn` and the gfns behind it, at most `limit`, that change nothing but 4K leaves of a direct
- * root, host ptes and counters: without a record, and all alike. tdpMmuLook() of `gfn` must have been the last read, and
- * found it absent. Returns how many were done. 0 where anything is out of the ordinary, and nothing was changed then:
- * faultBegin() and faultFinish() do every fault, and would have done these in the same way.
+ * root, host ptes and counters: without a record, and all alike. `entry` is the stored one that answers for `gfn`, as absent.
+ * Returns how many were done. 0 where anything is out of the ordinary, and nothing was changed then: faultBegin() and
+ * faultFinish() do every fault, and would have done these in the same way.
  * Requires: reserveFault().
  */
-export function faultPlain(vcpu: Vcpu, gfn: u64, access: u32, privateMode: u32, limit: u64): u64 {
-  const entry = atEntry;
-  if (atTag != LT || sideCount(entry) != 0) return 0;
+export function faultPlain(vcpu: Vcpu, entry: usize, gfn: u64, access: u32, privateMode: u32, limit: u64): u64 {
+  if (tagOf(entry) != LT || sideCount(entry) != 0) return 0;
   if (ctl.traceOn != 0 || ctl.invInProgress != 0) return 0;
   if (hasPrivateMem() && (privateMode == 1 || memIsPrivate(gfn))) return 0;
   const slot = gfnToMemslot(vcpu.asId, gfn);

@@ -1024,13 +1024,10 @@ class Path {
 }
 if (offsetof<Path>() != 24) ERROR('Path is no longer 24 bytes');
 
-/** As treeLook(), for one key after the other: begins where `pathPtr` says that the last one of the same 512 ended. */
-export function treeLookNear(pathPtr: usize, entryPtr: usize, level: i32, key: u64): void {
-  const path = changetype<Path>(pathPtr);
-  if (path.tree == <u32>entryPtr && path.key == key >> 9) {
-    treeLook(<usize>path.entry, path.level, key);
-    return;
-  }
+function isNear(path: Path, entryPtr: usize, key: u64): bool {
+  return path.tree == <u32>entryPtr && path.key == key >> 9 && tagOf(path.entry) != TABLE;
+}
+function walkAnew(path: Path, entryPtr: usize, level: i32, key: u64): usize {
   path.tree = <u32>entryPtr;
   path.key = key >> 9;
   while (tagOf(entryPtr) == TABLE) {
@@ -1039,7 +1036,18 @@ export function treeLookNear(pathPtr: usize, entryPtr: usize, level: i32, key: u
   }
   path.entry = <u32>entryPtr;
   path.level = level;
-  treeLook(entryPtr, level, key);
+  return entryPtr;
+}
+/** The stored entry that answers for `key`; for one key after the other: `pathPtr` says what answered for the last. */
+export function treeEntryNear(pathPtr: usize, entryPtr: usize, level: i32, key: u64): usize {
+  const path = changetype<Path>(pathPtr);
+  return isNear(path, entryPtr, key) ? <usize>path.entry : walkAnew(path, entryPtr, level, key);
+}
+/** As treeLook(), by treeEntryNear(). */
+export function treeLookNear(pathPtr: usize, entryPtr: usize, level: i32, key: u64): void {
+  const path = changetype<Path>(pathPtr);
+  if (!isNear(path, entryPtr, key)) walkAnew(path, entryPtr, level, key);
+  treeLook(path.entry, path.level, key);
 }
 
 /** Frees an upper table: what began in it begins at the root again. */
@@ -1055,6 +1063,10 @@ export function treeFlags(entryPtr: usize, level: i32, key: u64): u32 {
     level--;
     entryPtr = childPtr(entryPtr, indexAt(key, level));
   }
+  return flagsIn(entryPtr, key);
+}
+/** The flags of `key` by the stored entry that answers for it: 0 if absent. */
+export function flagsIn(entryPtr: usize, key: u64): u32 {
   const tag = tagOf(entryPtr);
   if (tag == LT) return ltFlags(entryPtr, <i32>(key & 511));
   if (tag == CHUNKS) return chunkFlags(entryPtr, indexAt(key, 2));

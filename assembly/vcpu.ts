@@ -11,6 +11,7 @@ import {
   C_TLB_FLUSH,
   count,
   ctl,
+  GUEST_PATH,
   hasPrivateMem,
   SEPT_TREE,
   VM_SNP,
@@ -34,9 +35,10 @@ import {
   initFault,
   RET_PF_MEMORY_FAULT,
   reserveFault,
+  reservesAnyFault,
   scratchFault,
 } from './page_fault';
-import { atEnd, atFlags, atLevel, treeAt } from './page_table';
+import { atEnd, atEntry, atFlags, atLevel, flagsIn, treeAt, treeEntryNear } from './page_table';
 import { handleRmpFault, pscWaits, RMP_FAULTS, RMP_NOT_VALIDATED, RMP_PASSES, rmpCheck, rmpCheckedEnd } from './sev';
 import { ACCESSED, DIRTY, KIND, MMU_WRITABLE, PRESENT, WRITABLE } from './spte';
 import { EBUSY, EINTR, EINVAL, EIO, ENOENT, ENOMEM, EOPNOTSUPP, STATUS_CAPACITY, STATUS_NO_HANDLE } from './status';
@@ -55,6 +57,8 @@ import {
   ROOT_MIRROR,
   Root,
   rootAt,
+  rootEntry,
+  rootEntryLevel,
   tdpMmuLook,
   tdpMmuLookNear,
   tdpMmuSetBits,
@@ -311,7 +315,7 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
         return EXIT_DONE;
       }
       if (!present) {
-        const faulted = faultPlain(vcpu, gfn, access, privateMode, limit);
+        const faulted = faultPlain(vcpu, atEntry, gfn, access, privateMode, limit);
         if (faulted != 0) {
           accessed = faulted;
           // What was mapped lets the access through, and is touched already.
@@ -424,60 +428,81 @@ function touchRun(vcpu: Vcpu, gfn: u64, limit: f64, access: u32, privateMode: u3
 }
 
 /**
+ * One access by a vCPU that has nothing to do before it enters: to a shared page that is there and stays as it is, or by a
+ * plain fault. Returns whether it was done. If not, nothing was changed: accessSome() does every access, and would have done
+ * this one in the same way. Not where a trace watches, nor for TDs, which are entered through their module.
+ */
+function accessPlain(vcpu: Vcpu, gfn: u64, access: u32, privateMode: u32): bool {
+  if ((ctl.traceOn | ctl.paused | ctl.failReservation | ctl.pscHighWater) != 0 || ctl.vmType == VM_TDX) return false;
+  if (vcpu.everRun == 0 || vcpu.root == 0) return false;
+  const root = rootAt(vcpu.root - 1);
+  if (root.invalid != 0 || gfn >= maxGfnExclusive(0) || !reservesAnyFault()) return false;
+  const entry = treeEntryNear(GUEST_PATH, rootEntry(root), rootEntryLevel(), gfn);
+  const flags = flagsIn(entry, gfn);
+  if (flags != 0) {
+    const want = ACCESSED | (access == ACCESS_WRITE ? DIRTY : 0);
+    if ((flags & (want | KIND)) != want || !accessAllowed(flags, access)) return false;
+  } else if (faultPlain(vcpu, entry, gfn, access, privateMode, 1) == 0) {
+    return false;
+  }
+  flushIfAsked(vcpu);
+  ctl.result0 = <f64>(<i64>gfn);
+  return true;
+}
+
+/**
  * `accesses` accesses at `gfn`, `gfn` + `strideGfns`, …; stops at the first that does not end in EXIT_DONE. result3 is
  * how many were done.
  */
 export function vcpuAccess(index: u32, gfn: u64, access: u32, privateMode: u32, accesses: f64, strideGfns: u64): i32 {
   if (index >= ctl.vcpuCount) return STATUS_NO_HANDLE;
   const vcpu = vcpuAt(index);
-  const exit = accessAll(index, vcpu, gfn, access, privateMode, accesses, strideGfns);
-  leaveGuest(vcpu);
-  return exit;
-}
-
-function accessAll(
-  index: u32,
-  vcpu: Vcpu,
-  gfn: u64,
-  access: u32,
-  privateMode: u32,
-  accesses: f64,
-  strideGfns: u64,
-): i32 {
-  const direct = ctl.directBits;
-  // A TD is entered anew after each fault; a test counts reservations.
-  const mayRun = strideGfns == 1 && ctl.vmType != VM_TDX && ctl.failReservation == 0;
+  let exit: i32 = EXIT_DONE;
   let done: f64 = 0;
   while (done < accesses) {
-    if (!reserveFault()) {
-      // Each access is an operation of its own: those before this one are done.
-      ctl.result0 = <f64>gfn;
-      ctl.result3 = done;
-      return done == 0 ? STATUS_CAPACITY : exitWith(EXIT_ERROR, 0, -ENOMEM);
+    // Of neighbours whole runs come first: touching the first page of one alone would make it differ from the others.
+    const isAlone = strideGfns != 1 || accesses - done == 1;
+    if (isAlone && accessPlain(vcpu, gfn, access, privateMode)) {
+      done += 1;
+      gfn += strideGfns;
+      continue;
     }
-    let mode = privateMode;
-    let canonical = gfn;
-    if (direct != 0) {
-      if (gfn & direct) mode = 0;
-      else if (mode == 2) mode = 1;
-      canonical = gfn & ~direct;
-    }
-    // Whole runs first: touching the first page of one alone would make it differ from the others.
-    if (strideGfns == 1 && accesses - done > 1 && enterGuest(vcpu) == 0) {
-      const alike = touchRun(vcpu, canonical, accesses - done, access, mode);
-      done += <f64>alike;
-      gfn += alike;
-      if (alike != 0) continue;
-    }
-    const limit = mayRun ? <u64>(<i64>min(accesses - done, 512)) : 1;
-    const exit = accessOnce(index, vcpu, canonical, access, mode, limit);
-    ctl.result3 = done;
-    if (exit != EXIT_DONE) return exit;
+    exit = accessSome(index, vcpu, gfn, access, privateMode, accesses - done, isAlone);
+    if (exit != EXIT_DONE) break;
     done += <f64>(<i64>accessed);
     gfn += accessed * strideGfns;
   }
   ctl.result3 = done;
-  return EXIT_DONE;
+  // Each access is an operation of its own: those before this one are done.
+  if (exit == STATUS_CAPACITY && done != 0) exit = exitWith(EXIT_ERROR, 0, -ENOMEM);
+  leaveGuest(vcpu);
+  return exit;
+}
+
+/**
+ * One access, or a run of accesses alike that `gfn` begins: at most `limit`, one if it `isAlone`. Returns EXIT_*, or
+ * STATUS_CAPACITY with nothing changed.
+ */
+function accessSome(index: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMode: u32, limit: f64, isAlone: bool): i32 {
+  if (!reserveFault()) {
+    ctl.result0 = <f64>gfn;
+    return STATUS_CAPACITY;
+  }
+  const direct = ctl.directBits;
+  let mode = privateMode;
+  let canonical = gfn;
+  if (direct != 0) {
+    if (gfn & direct) mode = 0;
+    else if (mode == 2) mode = 1;
+    canonical = gfn & ~direct;
+  }
+  if (!isAlone && enterGuest(vcpu) == 0) {
+    accessed = touchRun(vcpu, canonical, limit, access, mode);
+    if (accessed != 0) return EXIT_DONE;
+  }
+  // A TD is entered anew after each fault; a test counts reservations.
+  const mayRun = !isAlone && ctl.vmType != VM_TDX && ctl.failReservation == 0;
+  return accessOnce(index, vcpu, canonical, access, mode, mayRun ? <u64>(<i64>min(limit, 512)) : 1);
 }
 
 // --- KVM_PRE_FAULT_MEMORY --------------------------------------------------------------------------------------------

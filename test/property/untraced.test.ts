@@ -136,8 +136,9 @@ const dense = fc.tuple(config, fc.nat(3), fc.boolean()).chain(([vmConfig, region
 
 type AccessCommand = Extract<Command, { op: 'access' | 'accessAt' }>;
 
-/** How many pages an access of this test covers: up to two tables. */
+/** How many pages an access of this test covers, up to two tables, and how many there are from one it touches to the next. */
 const pagesOf = ({ offset }: { offset: number }): number => (offset % 3 === 0 ? 1 : Math.abs(offset * 7) % 700);
+const strideOf = ({ offset }: { offset: number }): number => (offset % 5 === 0 ? 3 : 1);
 
 /**
  * The access, and those to the pages behind it, past any that fails: each by a call of its own, or as many as one call does.
@@ -152,14 +153,17 @@ function accesses({ vm, slots }: Target, what: AccessCommand, byOne: boolean): s
   }
   const how = { kind: what.kind, ...(what.isPrivate !== null && { private: what.isPrivate }) };
   const answers: string[] = [];
-  const end = gfn + pagesOf({ offset: what.op === 'accessAt' ? what.offset : what.page });
+  const place = { offset: what.op === 'accessAt' ? what.offset : what.page };
+  const end = gfn + pagesOf(place);
+  const stride = strideOf(place);
   const vcpu = vm.vcpus[what.vcpu % vm.vcpus.length];
   while (gfn < end && !vm.dead) {
-    const exit = vcpu.access({ gpa: gfn * PAGE, ...how, count: byOne ? 1 : end - gfn });
-    gfn += exit.done;
+    const all = { count: Math.ceil((end - gfn) / stride), stride: stride * PAGE };
+    const exit = vcpu.access({ gpa: gfn * PAGE, ...how, ...(!byOne && all) });
+    gfn += exit.done * stride;
     if (exit.reason === 'done') continue;
     answers.push(textOf({ ...exit, done: 0 }));
-    gfn++;
+    gfn += stride;
   }
   return answers;
 }

@@ -1,9 +1,9 @@
-// A plain fault is carried through at once where no trace watches. What is out of the ordinary takes the long way there
-// too: each case ends as it does step by step, with a trace, one page after the other.
+// A plain access, with a fault or without one, is carried through at once where no trace watches. What is out of the
+// ordinary takes the long way there too: each case ends as it does step by step, with a trace, one page after the other.
 
 import { expect, test } from 'vitest';
 import type { Vm } from '../../src/index.ts';
-import { makeVm, PAGE, SLOT_HVA, type VmSpec } from '../support/make-vm.ts';
+import { makeVm, PAGE, SLOT_HVA, type TestVm, type VmSpec } from '../support/make-vm.ts';
 import { leavesOf } from '../support/observe.ts';
 
 const M2 = 512 * PAGE;
@@ -15,7 +15,7 @@ type Access = (page: number, count?: number, kind?: 'read' | 'write') => string;
 interface Case {
   spec?: VmSpec;
   /** Returns what else must be alike. */
-  run(vm: Vm, access: Access): unknown;
+  run(vm: TestVm, access: Access): unknown;
   leaves: string[];
 }
 
@@ -125,6 +125,16 @@ const cases: Record<string, Case> = {
       return [access(3), access(0, 40)];
     },
     leaves: ['0..15 4K'],
+  },
+  'private pages that were read and are written': {
+    spec: { type: 'sw-protected', slots: [{ startGfn: 0, npages: 1024, guestMemfd: true }] },
+    run: (vm, access) => {
+      vm.setMemoryAttributes({ address: 0, size: 8 * PAGE, attributes: 8 });
+      const answers = [access(0, 8, 'read'), access(0), access(4), access(8, 2)];
+      vm.slotFiles[0]?.punchHole(0, 8 * PAGE);
+      return [answers, vm.losses().privatePagesLost];
+    },
+    leaves: ['8..9 4K'],
   },
   'shared pages of a file that is converted in place': {
     spec: { type: 'sw-protected', kernel: 'linux-6.16', filterForm: 'gmem-in-place', slots: [], memory: SIZE },
