@@ -169,8 +169,10 @@ export function integer(value: unknown, name: string, low: number, high: number)
 }
 
 export function object(value: unknown, name: string): void {
-  if (typeof value !== 'object' || value === null)
-    throw new TypeError(`${name} is ${String(value)}: it must be an object`);
+  if (typeof value !== 'object' || value === null) throw notAnObject(value, name);
+}
+function notAnObject(value: unknown, name: string): TypeError {
+  return new TypeError(`${name} is ${String(value)}: it must be an object`);
 }
 
 /** @throws {TypeError} if `value` is not a boolean */

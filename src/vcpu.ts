@@ -77,6 +77,8 @@ const RESULTS: Readonly<Record<number, FaultResult>> = {
   6: 'frozen',
   7: 'memory_fault',
 };
+/** Of Vm.access(), none of the engine's own: left to operate(), within steps() or after the engine failed. */
+export const ACCESS_IN_PIECES = 1000;
 const EXITS = ['done', 'mmio', 'memory_fault', 'error', 'retry', 've', 'vc'] as const;
 
 export class Vcpu {
@@ -140,35 +142,14 @@ export class Vcpu {
     object(args, 'args');
     const kind = kindOf(args.kind);
     const gpa = gpaOf(args.gpa);
-    const stride = args.stride === undefined ? 1 : gfnsOf(args.stride, 'stride');
-    let count = args.count === undefined ? 1 : integer(args.count, 'count', 0, 2 ** 40);
-    if (args.size !== undefined) count = Math.ceil(Number(sizeOf(args.size, 'size')) / 4096);
-    const mode = modeOf(args.private);
-    const vm = this.#vm;
-    const gfn = Math.floor(gpa / 4096);
-    if (vm.isStepping) {
-      const values = [this.index, gfn, kind, mode, count, stride];
-      return vm.operate('abiAccess', values, GATE_VCPU, (status) => this.#exit(status, args, gpa, stride), 'access');
+    const { count, stride, size } = args;
+    if (count !== undefined || stride !== undefined || size !== undefined || args.private !== undefined) {
+      return accessAll(this.#vm, this.index, args);
     }
-    const status = vm.access(this.index, gfn, kind, mode, count, stride);
-    if (status === 0) return { reason: 'done', gpa: addressOf(gpa, count, stride), done: count };
-    return this.#exit(status, args, gpa, stride);
-  }
-
-  #exit(status: number, args: Access, gpa: number, stride: number): Exit {
-    if (status < 0) throw errorOf(status, 'access', args as never);
-    const vm = this.#vm;
-    const done = vm.result(3);
-    const exit: Exit = { reason: EXITS[status], gpa: addressOf(gpa, done, stride), done };
-    if (status === 0) return exit;
-    if (exit.reason === 'mmio') exit.isWrite = args.kind === 'write';
-    if (exit.reason === 'memory_fault') {
-      exit.gpa = BigInt(vm.result(0)) * 4096n;
-      exit.size = 4096n;
-      exit.flags = vm.result(1);
-    }
-    if (vm.result(2) < 0) exit.errno = errnoName(-vm.result(2));
-    return exit;
+    // Short, as all that it calls is: V8 inlines it where it is called, and makes no object then that the caller drops.
+    const status = this.#vm.access(this.index, gpa / 4096, kind, 2, 1, 1);
+    if (status !== 0) return exitOf(this.#vm, this.index, args, status);
+    return { reason: 'done', gpa: bigintOf(gpa + 4096), done: 1 };
   }
 
   /**
@@ -460,28 +441,82 @@ export class Vcpu {
 
 const EBUSY = -16;
 
+// --- Of an access ----------------------------------------------------------------------------------------------------
+
+/** The accesses that `args` ask for; a gfn's fraction is dropped in the engine. */
+function accessAll(vm: Vm, vcpu: number, args: Access): Exit {
+  const gpa = gpaOf(args.gpa);
+  const stride = strideOf(args);
+  const count = countOf(args);
+  const status = vm.access(vcpu, gpa / 4096, kindOf(args.kind), modeOf(args.private), count, stride);
+  if (status !== 0) return exitOf(vm, vcpu, args, status);
+  return { reason: 'done', gpa: addressOf(gpa, count, stride), done: count };
+}
+
+/** What access() returns or throws where its accesses cannot be made at once, or not all of them were done. */
+function exitOf(vm: Vm, vcpu: number, args: Access, status: number): Exit {
+  const gpa = gpaOf(args.gpa);
+  const stride = strideOf(args);
+  if (status === ACCESS_IN_PIECES) {
+    const values = [vcpu, gpa / 4096, kindOf(args.kind), modeOf(args.private), countOf(args), stride];
+    return vm.operate('abiAccess', values, GATE_VCPU, (end) => exitOf(vm, vcpu, args, end), 'access');
+  }
+  if (status < 0) throw errorOf(status, 'access', args as never);
+  const done = vm.result(3);
+  const exit: Exit = { reason: EXITS[status], gpa: addressOf(gpa, done, stride), done };
+  if (status === 0) return exit;
+  if (exit.reason === 'mmio') exit.isWrite = args.kind === 'write';
+  if (exit.reason === 'memory_fault') {
+    exit.gpa = BigInt(vm.result(0)) * 4096n;
+    exit.size = 4096n;
+    exit.flags = vm.result(1);
+  }
+  if (vm.result(2) < 0) exit.errno = errnoName(-vm.result(2));
+  return exit;
+}
+
 /** 0 shared, 1 private, 2 as hardware would tell. */
 function modeOf(isPrivate: unknown): number {
-  if (isPrivate === undefined) return 2;
-  if (typeof isPrivate !== 'boolean') throw new TypeError(`private is ${String(isPrivate)}: it must be a boolean`);
-  return isPrivate ? 1 : 0;
+  return isPrivate === undefined ? 2 : modeAsked(isPrivate);
+}
+function modeAsked(isPrivate: unknown): number {
+  return boolean(isPrivate, 'private') ? 1 : 0;
 }
 
 function kindOf(kind: unknown): number {
-  return kind === 'write' ? 1 : kind === 'read' ? 0 : KINDS.indexOf(oneOf(kind, 'kind', KINDS));
+  return kind === 'write' ? 1 : kind === 'read' ? 0 : kindAsked(kind);
+}
+function kindAsked(kind: unknown): number {
+  return KINDS.indexOf(oneOf(kind, 'kind', KINDS));
+}
+
+function strideOf({ stride }: Access): number {
+  return stride === undefined ? 1 : gfnsOf(stride, 'stride');
+}
+/** How many accesses: `size` counts before `count`. */
+function countOf({ count, size }: Access): number {
+  const asked = count === undefined ? 1 : integer(count, 'count', 0, 2 ** 40);
+  return size === undefined ? asked : Math.ceil(sizeOf(size, 'size') / 4096);
 }
 
 /** `gpa` and `steps` strides of `stride` gfns. */
 function addressOf(gpa: number, steps: number, stride: number): bigint {
   const address = gpa + steps * stride * 4096;
-  if (address > Number.MAX_SAFE_INTEGER) return BigInt(gpa) + BigInt(steps) * BigInt(stride) * 4096n;
-  // BigInt(address), of two parts that V8 takes as machine integers: a third of the time.
+  if (address <= Number.MAX_SAFE_INTEGER) return bigintOf(address);
+  return BigInt(gpa) + BigInt(steps) * BigInt(stride) * 4096n;
+}
+/** BigInt() of an address below 2^53, of two parts that V8 takes as machine integers: a third of the time. */
+function bigintOf(address: number): bigint {
   return BigInt.asUintN(64, BigInt((address / 4194304) | 0) * 4194304n + BigInt(address & 0x3fffff));
 }
 
 const GPA_END = 2 ** 52;
 function gpaOf(value: unknown): number {
-  if (typeof value === 'number' && Number.isInteger(value) && value >= 0 && value < GPA_END) return value;
+  return typeof value === 'number' && Number.isInteger(value) && value >= 0 && value < GPA_END
+    ? value
+    : gpaOfU64(value);
+}
+function gpaOfU64(value: unknown): number {
   const [low, high] = halvesOf(value, 'gpa');
   const gpa = low + high * 4294967296;
   if (gpa >= GPA_END) throw new RangeError(`gpa is 0x${gpa.toString(16)}: it must be below 2^52`);

@@ -62,7 +62,7 @@ import { decodeLosses, type Loss } from './losses.ts';
 import { decodeRmp, PAGE_SIZES, type PageSize, type RmpEntry } from './snp.ts';
 import { type SeptRun, type TdOptions, TdxModule, TRACK_POLICIES, ZAP_POLICIES } from './tdx.ts';
 import { decodeTrace, type SpteMeaning, spteMeaning, type TraceEvent } from './trace.ts';
-import { Vcpu } from './vcpu.ts';
+import { ACCESS_IN_PIECES, Vcpu } from './vcpu.ts';
 
 /** A u64 argument of an ioctl or a system call: an integer from 0 to 2^64 - 1. */
 export type U64 = number | bigint;
@@ -921,12 +921,7 @@ export class Vm {
 
   #gfnRange(call: number, method: string, range: KvmGfnRange): boolean {
     const { asId, slot, start, end, argLow, argHigh, selector } = rangeArguments(range);
-    if (this.#stepping) {
-      const values = [call, asId, slot, start, end, argLow, argHigh, selector];
-      const finish = (status: number) => check(status, method, { ...range }) === 1;
-      return this.operate('abiGfnRange', values, GATE_OPERATION, finish, method);
-    }
-    if (this.#fault !== undefined) throw this.#fault;
+    if (this.#stepping || this.#fault !== undefined) return this.#gfnRangeInPieces(call, method, range);
     let status: number;
     try {
       status = this.#gfnRangeCall(call, asId, slot, start, end, argLow, argHigh, selector);
@@ -935,6 +930,13 @@ export class Vm {
     }
     if (status < 0) throw errorOf(status, method, { ...range });
     return status === 1;
+  }
+  /** The same by operate(), apart: V8 inlines what is short. */
+  #gfnRangeInPieces(call: number, method: string, range: KvmGfnRange): boolean {
+    const { asId, slot, start, end, argLow, argHigh, selector } = rangeArguments(range);
+    const values = [call, asId, slot, start, end, argLow, argHigh, selector];
+    const finish = (status: number) => check(status, method, { ...range }) === 1;
+    return this.operate('abiGfnRange', values, GATE_OPERATION, finish, method);
   }
 
   #gfnRanges(call: number, method: string, ranges: KvmGfnRanges): GfnRangesResult {
@@ -997,14 +999,9 @@ export class Vm {
     return { leafs, any, sptes };
   }
 
-  /** @internal Whether a call made now belongs to an operation in pieces. */
-  get isStepping(): boolean {
-    return this.#stepping;
-  }
-
-  /** @internal The status of Vcpu.access() outside steps(): as operate(), without what that allocates. */
+  /** @internal The status of Vcpu.access(): as operate(), without what that allocates; ACCESS_IN_PIECES where it must. */
   access(vcpu: number, gfn: number, kind: number, mode: number, count: number, stride: number): number {
-    if (this.#fault !== undefined) throw this.#fault;
+    if (this.#stepping || this.#fault !== undefined) return ACCESS_IN_PIECES;
     try {
       return this.#accessCall(vcpu, gfn, kind, mode, count, stride);
     } catch (error) {

@@ -220,7 +220,6 @@ const steps = (targets: Targets, options: never, call: () => unknown = () => und
 const vmRows: Record<string, Bad[]> = {
   constructor: [],
   paused: [],
-  isStepping: [],
   guestMemfds: [],
   traceDropped: [],
   rootCount: [],
