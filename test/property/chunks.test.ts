@@ -61,6 +61,7 @@ const range: fc.Arbitrary<Range> = fc
 
 type Step =
   | { do: 'zap' | 'age' | 'test-age' | 'zap-gfn-range' | 'in-pieces'; range: Range }
+  | { do: 'zap-yielding'; range: Range; part: number }
   | { do: 'zap-ranges'; places: number[] }
   | { do: 'fault' | 'log' | 'no-log' | 'snapshot'; gfn: number };
 const weighted = (weight: number, arbitrary: fc.Arbitrary<Step>) => ({ weight, arbitrary });
@@ -73,8 +74,20 @@ const step = fc.oneof(
   weighted(
     4,
     fc
-      .array(fc.nat(PAGES / 512 - 1), { minLength: 1, maxLength: 80 })
-      .map((places): Step => ({ do: 'zap-ranges', places })),
+      .array(
+        fc.record({ table: fc.nat(PAGES / 512 - 2), off: fc.nat(511), isAligned: fc.nat(11).map((one) => one !== 0) }),
+        { minLength: 1, maxLength: 80 },
+      )
+      .map((all): Step => {
+        return {
+          do: 'zap-ranges',
+          places: all.map(({ table, off, isAligned }) => table * 512 + (isAligned ? 0 : off)),
+        };
+      }),
+  ),
+  weighted(
+    3,
+    fc.record({ range, part: fc.nat(999) }).map((found): Step => ({ do: 'zap-yielding', ...found })),
   ),
   weighted(3, rangeStep('age')),
   weighted(3, rangeStep('test-age')),
@@ -124,10 +137,14 @@ function take(model: Model, asked: Step, isTraced: boolean): void {
         expect(vm.unmapGfnRange({ slot: 0, ...asked.range })).toBe(leafs !== 0);
       } else {
         const pieces = vm.steps({ budget: 700 }, () => vm.unmapGfnRange({ slot: 0, ...asked.range }));
-        while (!pieces.next().done);
+        for (let before = vm.stat('entries_visited'), isDone = false; !isDone; ) {
+          isDone = pieces.next().done === true;
+          expect(vm.stat('entries_visited') - before).toBeLessThanOrEqual(700);
+          before = vm.stat('entries_visited');
+        }
       }
       expect(zappedOf(vm) - zapped).toBe(leafs);
-      if (asked.do === 'zap') expect(visited()).toEqual(visitsIn(asked.range));
+      if (asked.do !== 'zap-gfn-range') expect(visited()).toEqual(visitsIn(asked.range));
       if (isTraced && vm.traceDropped === 0) {
         const gone = vm.trace().flatMap((event) => (event.name === 'spte_changed' ? [event] : []));
         expect(gone.reduce((sum, { count }) => sum + count, 0)).toBe(leafs);
@@ -135,9 +152,19 @@ function take(model: Model, asked: Step, isTraced: boolean): void {
       }
       break;
     }
+    case 'zap-yielding': {
+      const { start, end } = asked.range;
+      // A walk never yields where it starts: it would never end.
+      if (end - start > 1) vm.yieldAt(start + 1 + Math.floor(((end - start - 1) * asked.part) / 1000));
+      const leafs = clear(model, asked.range);
+      expect(vm.unmapGfnRange({ slot: 0, ...asked.range })).toBe(leafs !== 0);
+      // The walk goes on from the root: one entry of each level is passed twice.
+      expect(visited()).toEqual(visitsIn(asked.range).map((entries) => entries + (end - start > 1 ? 1 : 0)));
+      break;
+    }
     case 'zap-ranges': {
-      const starts = Float64Array.from(asked.places, (place) => place * 512);
-      const expected = asked.places.map((place) => clear(model, { start: place * 512, end: place * 512 + 512 }));
+      const starts = Float64Array.from(asked.places);
+      const expected = asked.places.map((start) => clear(model, { start, end: start + 512 }));
       const found = vm.unmapGfnRanges({ slot: 0, starts, npages: 512, look: starts });
       expect([...found.leafs]).toEqual(expected);
       expect([...found.sptes]).toEqual(expected.map(() => ABSENT));
