@@ -205,7 +205,7 @@ const hot: Record<string, string[]> = {
     ...['countLeafs', 'settle', 'tdpMmuAge', 'tdpMmuCountFaults', 'tdpMmuMapAbsent', 'tdpMmuUnmapRange'],
     ...['walkAtOnce', 'walkRange', 'wantWalk', 'zapInLeafTable', 'zapped'],
   ],
-  vcpu: ['accessPlain', 'flushIfAsked', 'vcpuAccess'],
+  vcpu: ['accessPlain', 'flushIfAsked'],
 };
 /** What is inlined into hot functions, by file. */
 const inlined: Record<string, string[]> = {
@@ -230,7 +230,7 @@ const inlined: Record<string, string[]> = {
     ...['tdpMmuCountFaults', 'tdpMmuLook', 'tdpMmuMapAbsent'],
   ],
   trace: ['codeOfFlags'],
-  vcpu: ['accessPlain', 'flushIfAsked'],
+  vcpu: ['flushIfAsked'],
   vendor: ['vendorRootsOfRange'],
 };
 /** Parts of an expression up to which any function is inlined anywhere: a call is no smaller. */
