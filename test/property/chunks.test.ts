@@ -136,10 +136,10 @@ function take(model: Model, asked: Step, isTraced: boolean): void {
       } else if (asked.do === 'zap') {
         expect(vm.unmapGfnRange({ slot: 0, ...asked.range })).toBe(leafs !== 0);
       } else {
-        const pieces = vm.steps({ budget: 700 }, () => vm.unmapGfnRange({ slot: 0, ...asked.range }));
+        const pieces = vm.steps({ budget: 300 }, () => vm.unmapGfnRange({ slot: 0, ...asked.range }));
         for (let before = vm.stat('entries_visited'), isDone = false; !isDone; ) {
           isDone = pieces.next().done === true;
-          expect(vm.stat('entries_visited') - before).toBeLessThanOrEqual(700);
+          expect(vm.stat('entries_visited') - before).toBeLessThanOrEqual(300);
           before = vm.stat('entries_visited');
         }
       }
