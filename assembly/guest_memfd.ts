@@ -39,6 +39,7 @@ import {
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { GMEM_BYTES, GMEMS_MAX } from './layout';
 import { PRODUCER_GMEM_ERROR, PRODUCER_GMEM_PUNCH, PRODUCER_GMEM_RELEASE } from './losses';
+import { guardEnds } from './mem_attributes';
 import { BY_GFN, Memslot, slotAtPlace, slotCount } from './memslots';
 import { unmapGfnRange, wantGfnRange } from './mmu';
 import {
@@ -184,6 +185,8 @@ function nextBinding(file: u32, fromPage: u64): Memslot | null {
 export function gmemInvalidateBegin(file: u32, start: u64, end: u64, selector: u32, attributes: u64): bool {
   trace2(EV_GMEM_INVAL_BEGIN, 0, 0, start, end, 0);
   ctl.splitFailed = 0;
+  // Only a what-if maps a file by 2M: then no leaf may come to span the range meanwhile.
+  const mayBeHuge = gmemAt(file - 1).folioOrder != 0 || ctl.privateHugePages != 0;
   let met = false;
   let flush: bool = false;
   let slot = nextBinding(file, 0);
@@ -203,6 +206,7 @@ export function gmemInvalidateBegin(file: u32, start: u64, end: u64, selector: u
             mmuInvalidateBegin();
           }
           mmuInvalidateRangeAdd(from, to);
+          if (mayBeHuge) guardEnds(slot, from, to, 2);
           flush = unmapGfnRange(slot, from, to, attributes, selector) || flush;
         }
         piece = next;

@@ -186,17 +186,23 @@ function postSet(startGfn: u64, endGfn: u64, attributes: u64): void {
  */
 function preSetMemoryAttributes(slot: Memslot, startGfn: u64, endGfn: u64, attributes: u64): bool {
   trace2(EV_PRE_ATTR, MAY_BLOCK | (slot.asId << 5), slot.id, startGfn, endGfn, attributes);
-  if (ctl.hugepageGuard != 0) {
-    for (let level = 2; level <= 3; level++) {
-      const pages = pagesOf(level);
-      const head = startGfn & ~(pages - 1);
-      const tail = (endGfn - 1) & ~(pages - 1);
-      if (head != startGfn || head + pages > endGfn) guardRegion(slot, level, head);
-      if (tail != head && tail + pages > endGfn) guardRegion(slot, level, tail);
-    }
-  }
+  if (ctl.hugepageGuard != 0) guardEnds(slot, startGfn, endGfn, 3);
   if (!vendorZapsForAttributes()) return false;
   return unmapGfnRange(slot, startGfn, endGfn, attributes, selectAttributes(attributes));
+}
+
+/**
+ * Adds to the hull the huge regions, up to `topLevel`, at the ends of [startGfn, endGfn) that it covers in part and that are
+ * not mixed yet.
+ */
+export function guardEnds(slot: Memslot, startGfn: u64, endGfn: u64, topLevel: i32): void {
+  for (let level = 2; level <= topLevel; level++) {
+    const pages = pagesOf(level);
+    const head = startGfn & ~(pages - 1);
+    const tail = (endGfn - 1) & ~(pages - 1);
+    if (head != startGfn || head + pages > endGfn) guardRegion(slot, level, head);
+    if (tail != head && tail + pages > endGfn) guardRegion(slot, level, tail);
+  }
 }
 
 function guardRegion(slot: Memslot, level: i32, gfn: u64): void {

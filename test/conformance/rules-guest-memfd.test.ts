@@ -243,6 +243,28 @@ describe('punch hole', () => {
   );
 });
 
+// Ours, as the what-ifs that map private memory by 2M are: a kernel that does would have to do the like.
+test.each(['sw-protected', 'tdx'] as const)(
+  'while a part of 2M is punched, no 2M leaf comes to map what is about to be freed (%s)',
+  (type) => {
+    const isTd = type === 'tdx';
+    const vm = makeVm({ type, memory: 1024 * PAGE, ...(isTd ? { td: { hugePages: true } } : {}) });
+    const file = vm.createGuestMemfd({ size: 1024 * PAGE, folioSize: isTd ? '4K' : '2M' });
+    bind(vm, 0, 0, 1024, file.fd);
+    vm.setMemoryAttributes({ address: 0, size: 1024 * PAGE, attributes: PRIVATE });
+    file.allocate(0, 1024 * PAGE);
+    const touch = (gfn: number) => vm.vcpus[0].access({ gpa: gfn * PAGE, kind: 'read', private: true }).reason;
+    const pieces = vm.steps({ stopAt: ['gmem-zapped'] }, () => file.punchHole(3 * PAGE, PAGE));
+    pieces.next();
+    expect(vm.invalidate).toMatchObject({ start: 0, end: 512 });
+    expect(touch(4)).toBe('retry');
+    expect(pieces.next().done).toBe(true);
+    vm.vcpus[0].preFaultMemory({ gpa: 4 * PAGE, size: PAGE });
+    expect(leavesOf(vm, isTd ? 'mirror' : 'direct')).toEqual(['4..4 4K']);
+    expect(vm.check()).toEqual([]);
+  },
+);
+
 describe('release and poison', () => {
   // virt/kvm/guest_memfd.c: kvm_gmem_release()
   test('R-GMEM-7 a release zaps every bound slot with one begin; a later private fault gets EFAULT', () => {
