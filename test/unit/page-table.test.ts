@@ -109,6 +109,24 @@ describe('a leaf table', () => {
     expect(vm.memoryUsed).toBeGreaterThan(one);
   });
 
+  test.each([
+    ['one page', 1],
+    ['a word', 64],
+    ['part of two words', 100],
+  ])('counts who is young after %s of it went', (_, pages) => {
+    const vm = mapped({ npages: 1024 });
+    const aged = () => {
+      const before = vm.stat('leafs_aged');
+      vm.ageGfn({ slot: 0, start: 0, end: 1024 });
+      return vm.stat('leafs_aged') - before;
+    };
+    // In the first table all are alike, in the second a plane says who was accessed.
+    vm.ageGfn({ slot: 0, start: 1000, end: 1001 });
+    for (const start of [64, 512 + 64]) vm.unmapGfnRange({ slot: 0, start, end: start + pages });
+    expect(aged()).toBe(1024 - 2 * pages - 1);
+    expect(aged()).toBe(0);
+  });
+
   test('keeps what each page is, whatever happens beside it', () => {
     const npages = 1536;
     const vm = makeVm({ maxphyaddr: 48, slots: [{ startGfn: 0, npages, flags: 1 }] });
@@ -125,10 +143,17 @@ describe('a leaf table', () => {
           vm.unmapGfnRange(range);
           present.fill(false, start, end);
           break;
-        case 1:
+        case 1: {
+          // Of a whole table the entry's own count answers.
+          if (step % 2 === 0) [range.start, range.end] = [start - (start % 512), start - (start % 512) + 512];
+          const before = vm.stat('leafs_aged');
           vm.ageGfn(range);
-          accessed.fill(false, start, end);
+          const isYoung = (gfn: number) => present[gfn] && accessed[gfn];
+          const gfns = Array.from({ length: range.end - range.start }, (_, index) => range.start + index);
+          expect(vm.stat('leafs_aged') - before).toBe(gfns.filter(isYoung).length);
+          accessed.fill(false, range.start, range.end);
           break;
+        }
         case 2:
           vm.vcpus[0].access({ gpa: start * PAGE, kind: 'read', count: end - start });
           present.fill(true, start, end);
