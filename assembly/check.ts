@@ -28,6 +28,7 @@ import {
   treeFlags,
   treeRunEnd,
   UNIFORM,
+  UNIFORM_OF_4K,
 } from './page_table';
 import { RMP_2M, RMP_ASSIGNED, RMP_VALIDATED, rmpFlags, rmpGfn, rmpRunEnd } from './rmp';
 import { sideGet, sideKey } from './side';
@@ -237,7 +238,9 @@ export function inspectSptes(kind: u32, asId: u32, gfns: u32): u32 {
         table = levelThreeTable(top, rootEntryLevel(), key);
       }
       const entry = table == 0 ? top : table + ((<usize>indexAt(key, 3)) << 4);
-      code = spteBelow(root, entry, table == 0 ? rootEntryLevel() : 3, key);
+      const desc = load<u32>(entry);
+      if (table != 0 && (desc & 127) == UNIFORM_OF_4K) code = codeOfFlags((desc >> 8) & 255) | (1 << 16);
+      else code = spteBelow(root, entry, table == 0 ? rootEntryLevel() : 3, key);
     }
     store<u32>(IO_BASE + ((<usize>index) << 2), code);
   }

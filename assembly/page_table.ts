@@ -39,7 +39,7 @@ export const UNIFORM: u32 = 4;
 export const CHUNKS: u32 = 5;
 /** What the descriptors of CHUNKS, and of UNIFORM entries that may become such, hold in their lowest 7 bits. */
 const CHUNKS_OF_4K: u32 = CHUNKS | (1 << 3);
-const UNIFORM_OF_4K: u32 = UNIFORM | (1 << 3);
+export const UNIFORM_OF_4K: u32 = UNIFORM | (1 << 3);
 
 /** Bit 2 is the one whose present keys are counted in the entry: A of an spte. */
 export const COUNTED_BIT: u32 = 4;

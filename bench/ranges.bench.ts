@@ -30,6 +30,8 @@ const QUESTION = 'ranges';
 const READ_BACK = 1000;
 /** Below so many operations a turn the code's way from memory to the processor would weigh in their time. */
 const FEW = 100;
+/** So much time, and one run at least, a contender then has untimed at the beginning of its turn. */
+const WARM_NS = 200_000;
 /** Native nested must reach this part of the bandwidth measured beside it, or it is a straw man and the bench fails. */
 const LEAST_BANDWIDTH = 0.5;
 
@@ -110,12 +112,11 @@ async function measure(found: Case, all: readonly Contender[], rounds: number, w
     let first: { name: string; outcome: Outcome; looked: number } | undefined;
     for (let turn = 0; turn < contenders.length; turn++) {
       const contender = contenders[(turn + Math.max(round, 0)) % contenders.length];
-      if (found.count < FEW) {
-        // Once untimed, so that no contender's code is cold: the fastest would be timed waiting for it.
+      // Untimed, so that no contender's code is cold: the fastest would be timed waiting for it.
+      for (let warm = found.count < FEW ? 0 : WARM_NS; warm < WARM_NS; ) {
         await contender.fill();
         await contender.use(whole ? more : gfns);
-        if (whole) await contender.whole(walk);
-        else await contender.ranges(walk, npages);
+        warm += (whole ? await contender.whole(walk) : await contender.ranges(walk, npages)).ns;
       }
       await contender.fill();
       await contender.use(gfns);
