@@ -428,16 +428,16 @@ function walkEntry(entryPtr: usize, level: i32, start: u64, end: u64): void {
       const next = min((at & ~511) + 512, end);
       const tag = tagOf(child);
       const isWhole = next - at == 512;
-      if (tag <= LEAF && isWhole && (isPlainZap || isAge)) {
-        // Whether there is a leaf, or a young one, is for no branch to guess.
-        const desc = load<u32>(child);
-        hits2 += <u64>(isAge ? desc >> (8 + COUNTED_SHIFT) : tag) & tag;
-        store<u32>(child, isAge ? desc & ~(COUNTED_BIT << 8) : EMPTY);
-      } else if (tag == LT) {
+      if (tag == LT) {
         visited += next - at;
         if (isPlainZap && isWhole) hits1 += <u64>ltEmpty(child);
         else if (isAge && isWhole) hits1 += <u64>ltClearCounted(child);
         else leafTable(child, at, next);
+      } else if (isWhole && (isPlainZap || isAge)) {
+        // A leaf or nothing. Whether there is a leaf, or a young one, is for no branch to guess.
+        const desc = load<u32>(child);
+        hits2 += <u64>(isAge ? desc >> (8 + COUNTED_SHIFT) : tag) & tag;
+        store<u32>(child, isAge ? desc & ~(COUNTED_BIT << 8) : EMPTY);
       } else if (tag == LEAF) {
         hugeLeaf(child, 2, at, next);
       }

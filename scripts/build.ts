@@ -185,7 +185,7 @@ const hot: Record<string, string[]> = {
   abi: ['abiAccess', 'abiGfnRange', 'abiSetMemoryAttributes'],
   attributes: ['allArePrivate', 'partIsPrivate', 'setAttributes'],
   check: ['inspectSpte', 'inspectSptes', 'spteAt', 'spteBelow'],
-  gfn_range: ['doRange', 'findEntries', 'takesRanges', 'vmCheckGfnRanges', 'vmGfnRange', 'vmGfnRanges'],
+  gfn_range: ['doRange', 'findEntries', 'spteInEntry', 'takesRanges', 'vmCheckGfnRanges', 'vmGfnRange', 'vmGfnRanges'],
   host_mm: ['hostFaultPlain'],
   invalidate: ['mmuInvalidateBegin'],
   mem_attributes: [
@@ -196,21 +196,22 @@ const hot: Record<string, string[]> = {
   mmu: ['ageGfn', 'testAgeGfn', 'unmapGfnRange', 'wantGfnRange'],
   page_fault: ['extendRun', 'faultPlain', 'reserveFault'],
   page_table: [
-    ...['addPlane', 'emptyLeafTable', 'flagsIn', 'fold', 'ltAdd', 'ltClear', 'ltClearInWord', 'ltFlags', 'ltModify'],
-    ...['ltSelect', 'ltSet', 'setUniform', 'treeCount', 'treeEntryNear', 'treeFlags', 'treeHolds', 'treeSet'],
-    ...['valueWord', 'wantCut', 'wordPtr', 'zapEntryClear', 'zapEntryFlags', 'zapEntryLevel', 'zapEntryTouched'],
+    ...['addPlane', 'emptyLeafTable', 'flagsIn', 'fold', 'leafTableAt', 'ltAdd', 'ltClear', 'ltClearInWord'],
+    ...['ltEmpty', 'ltFlags', 'ltModify', 'ltSelect', 'ltSet', 'releasePlanes', 'setUniform', 'treeCount'],
+    ...['treeEntryNear', 'treeFlags', 'treeHolds', 'treeSet', 'valueWord', 'wantCut', 'wordPtr', 'zapEntryClear'],
+    ...['zapEntryFlags', 'zapEntryLevel', 'zapEntryTouched'],
   ],
   tdp_iter: ['emitLeafTable', 'emitRuns', 'leafTable', 'uniform', 'uniformAtOnce', 'visit', 'walkEntry', 'walkPiece'],
   tdp_mmu: [
-    ...['countLeafs', 'settle', 'tdpMmuAge', 'tdpMmuCountFaults', 'tdpMmuMapAbsent', 'tdpMmuUnmapRange'],
-    ...['walkAtOnce', 'walkRange', 'wantWalk', 'zapInLeafTable', 'zapped'],
+    ...['countLeafs', 'isPlain', 'settle', 'tdpMmuAge', 'tdpMmuCountFaults', 'tdpMmuLook', 'tdpMmuMapAbsent'],
+    ...['tdpMmuUnmapRange', 'walkAtOnce', 'walkRange', 'wantWalk', 'zapInLeafTable', 'zapped'],
   ],
   vcpu: ['accessPlain', 'flushIfAsked'],
 };
 /** What is inlined into hot functions, by file. */
 const inlined: Record<string, string[]> = {
   abi: ['u64Of'],
-  check: ['gfnOf', 'isGfn', 'spteBelow'],
+  check: ['gfnOf', 'isGfn'],
   control: ['count'],
   dirty_log: ['markPagesDirty'],
   gfn_range: ['doRange', 'spteInEntry', 'takesRanges', 'vmGfnRange'],
@@ -275,6 +276,10 @@ function inline(module: binaryen.Module): binaryen.Module {
   const text = functions.flatMap((code) => {
     const name = /^\(func \$([^\s()]+)/.exec(code)![1]!;
     const own = hotNames.has(name) ? code : callingCopies(code);
+    // Else it would be inlined, and its own calls not.
+    if (isCopied(name) && !hotNames.has(name) && own !== code) {
+      throw new BuildError(`${name} is inlined and calls what is inlined: it must be among the hot ones too`);
+    }
     if (!isCopied(name)) {
       if (parts.get(name)! > TINY) keptApart.push(name);
       return own;
