@@ -48,6 +48,7 @@ import {
   tagOf,
   takesChunks,
   UNIFORM,
+  UNIFORM_OF_4K,
   uniformTables,
   valueWord,
   wordMask,
@@ -453,7 +454,7 @@ function walkEntry(entryPtr: usize, level: i32, start: u64, end: u64): void {
       const next = min((at & ~(leafs - 1)) + leafs, end);
       const desc = load<u32>(child);
       const flags = (desc >> 8) & 255;
-      if ((desc & 127) == (UNIFORM | (1 << 3)) && (flags & need) == need && next - at == leafs) {
+      if ((desc & 127) == UNIFORM_OF_4K && (flags & need) == need && next - at == leafs) {
         setUniform(child, 3, 1, op == WALK_MODIFY ? (flags & ~clear) | set : 0);
         alike++;
       } else {
