@@ -216,31 +216,29 @@ function emitRuns(entryPtr: usize, gfn: u32, from: i32, to: i32, ptr: usize, hea
   // Where a run began that reaches the end of the words so far; -1: none does.
   let open = -1;
   for (let word = from >> 6; word <= (to - 1) >> 6; word++) {
-    const base = word << 6;
-    let left = valueWord(entryPtr, 0, word) & wordMask(word, from, to);
+    const base = gfn + ((<u32>word) << 6);
+    const present = valueWord(entryPtr, 0, word) & wordMask(word, from, to);
+    const before = (present << 1) | (open < 0 ? 0 : 1);
+    let starts = present & ~before;
+    // Each is one behind a run.
+    let ends = before & ~present;
     if (open >= 0) {
-      if (~left == 0) continue;
-      const end = base + <i32>ctz(~left);
+      if (ends == 0) continue;
+      const length = (word << 6) + <i32>ctz(ends) - open;
       store<u64>(ptr, head);
-      store<u64>(ptr, <u64>(gfn + <u32>open) | ((<u64>(end - open)) << 32), 8);
+      store<u64>(ptr, <u64>(gfn + <u32>open) | ((<u64>length) << 32), 8);
       ptr += TRACE_RECORD_BYTES;
       open = -1;
-      left &= left + 1;
+      ends &= ends - 1;
     }
-    while (left != 0) {
-      const start = <i32>ctz(left);
-      // The lowest bit carries through its run, to the place behind it.
-      const carried = left + ((<u64>1) << (<u64>start));
-      if (carried == 0) {
-        open = base + start;
-        break;
-      }
-      const length = <i32>ctz(carried) - start;
+    for (; ends != 0; ends &= ends - 1) {
+      const start = ctz(starts);
       store<u64>(ptr, head);
-      store<u64>(ptr, <u64>(gfn + <u32>(base + start)) | ((<u64>length) << 32), 8);
+      store<u64>(ptr, (<u64>base + start) | ((ctz(ends) - start) << 32), 8);
       ptr += TRACE_RECORD_BYTES;
-      left = carried & (carried - 1);
+      starts &= starts - 1;
     }
+    if (starts != 0) open = (word << 6) + <i32>ctz(starts);
   }
   if (open < 0) return ptr;
   store<u64>(ptr, head);
