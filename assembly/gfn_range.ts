@@ -13,10 +13,11 @@ import {
   reserveAmply,
   TABLE,
   tagOf,
+  zapEntryAt,
   zapEntryClear,
   zapEntryFlags,
   zapEntryLevel,
-  zapEntryTouched,
+  zapEntryTouch,
 } from './page_table';
 import { EINVAL, EIO, EOPNOTSUPP, STATUS_CAPACITY } from './status';
 import {
@@ -226,7 +227,7 @@ function plainRootOf(call: u32, asId: u32, pages: u64, arg: u64, selector: u32):
   return tdpMmuPlainRoot(vendorRootsOfRange(selector, arg), asId, (selector & MAY_BLOCK) != 0);
 }
 
-/** Writes the entries that ranges are zapped in (zapEntryTouched()), or 0, as u32 at `foundPtr`. */
+/** Writes the entries that ranges are zapped in (zapEntryAt()), or 0, as u32 at `foundPtr`. */
 function findEntries(root: Root, startsPtr: usize, foundPtr: usize, ranges: u32, isWhole: bool): void {
   const bits = keyBitsOf(root);
   let near: u64 = ~(<u64>0);
@@ -237,12 +238,17 @@ function findEntries(root: Root, startsPtr: usize, foundPtr: usize, ranges: u32,
       near = gfn >> 27;
       levelThree = tdpMmuLevelThree(root, gfn);
     }
-    const entry: usize = levelThree == 0 ? 0 : zapEntryTouched(levelThree, gfn | bits, isWhole);
+    const entry: usize = levelThree == 0 ? 0 : zapEntryAt(levelThree, gfn | bits, isWhole);
     store<u32>(foundPtr + ((<usize>index) << 2), <u32>entry);
+  }
+  if (isWhole) return;
+  for (let index: u32 = 0; index < ranges; index++) {
+    const table = <usize>load<u32>(foundPtr + ((<usize>index) << 2));
+    if (table != 0) zapEntryTouch(table, gfnOf(load<f64>(startsPtr + ((<usize>index) << 3))));
   }
 }
 
-/** What the walk for `key` ends at, in `entry` of zapEntryTouched(); as spteAt(). */
+/** What the walk for `key` ends at, in `entry` of zapEntryAt(); as spteAt(). */
 function spteInEntry(root: Root, entry: usize, key: u64): u32 {
   const flags = zapEntryFlags(entry, key);
   return flags == 0 && ctl.sideCount != 0

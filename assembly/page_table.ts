@@ -375,6 +375,11 @@ function wordPtr(entryPtr: usize, bit: u32, word: i32): usize {
   return block + (isSingle(group) ? offset : (offset << 1) + placeInQuad(bit));
 }
 
+/** Bytes from a word of the plane of `bit`, which must be allocated, to its next. */
+function wordStep(entryPtr: usize, bit: u32): usize {
+  return isSingle((load<u32>(entryPtr) >> (24 + (bit & 4))) & 15) ? 8 : 16;
+}
+
 /** Gives `bit` a plane that holds its uniform value. */
 function addPlane(entryPtr: usize, bit: u32): void {
   const desc = load<u32>(entryPtr);
@@ -396,7 +401,9 @@ function addPlane(entryPtr: usize, bit: u32): void {
   }
   store<u32>(entryPtr, desc | (mask << 24) | (mask << 16));
   const value: u64 = (desc >> (8 + bit)) & 1 ? ~(<u64>0) : 0;
-  for (let word = 0; word < 8; word++) store<u64>(wordPtr(entryPtr, bit, word), value);
+  const step = wordStep(entryPtr, bit);
+  const first = wordPtr(entryPtr, bit, 0);
+  for (let at = first; at < first + 8 * step; at += step) store<u64>(at, value);
 }
 
 /** Makes `bit` uniform; its plane keeps its place. */
@@ -1093,10 +1100,8 @@ export function leafTableAt(entryPtr: usize, level: i32, key: u64): usize {
   return tagOf(entryPtr) == LT ? entryPtr : 0;
 }
 
-let touched: u32 = 0;
-
 /**
- * Makes keys [from, to) of what zapEntryTouched() found absent. Returns how many leaves there were. Requires: reserve() for a
+ * Makes keys [from, to) of what zapEntryAt() found absent. Returns how many leaves there were. Requires: reserve() for a
  * boundary path.
  */
 export function zapEntryClear(entryPtr: usize, key: u64, from: i32, to: i32): u32 {
@@ -1114,12 +1119,12 @@ export function zapEntryClear(entryPtr: usize, key: u64, from: i32, to: i32): u3
   return chunksClear(entryPtr, chunk, chunk + 1) << 9;
 }
 
-/** The level at which a walk ends in what zapEntryTouched() found: 2 at a leaf or nothing, else 1. */
+/** The level at which a walk ends in what zapEntryAt() found: 2 at a leaf or nothing, else 1. */
 export function zapEntryLevel(entryPtr: usize): i32 {
   return tagOf(entryPtr) <= LEAF ? 2 : 1;
 }
 
-/** The flags of `key` in what zapEntryTouched() found for it; 0 if absent. */
+/** The flags of `key` in what zapEntryAt() found for it; 0 if absent. */
 export function zapEntryFlags(entryPtr: usize, key: u64): u32 {
   const tag = tagOf(entryPtr);
   if (tag == LT) return ltFlags(entryPtr, <i32>(key & 511));
@@ -1130,10 +1135,9 @@ export function zapEntryFlags(entryPtr: usize, key: u64): u32 {
 /**
  * Where `key`'s presence can be changed, given the level-3 entries of its 512 GiB: the leaf table that holds it or, if all
  * 512 keys around it are meant, a level-2 entry with a leaf or nothing, or a GiB of leaf tables that are all alike, or full
- * or empty; 0 if there is none of these. Reads what the change will: the words of presence and A. Done for many keys before
- * the first is changed, their cache misses are waited for together.
+ * or empty; 0 if there is none of these.
  */
-export function zapEntryTouched(levelThree: usize, key: u64, isWhole: bool): usize {
+export function zapEntryAt(levelThree: usize, key: u64, isWhole: bool): usize {
   const upper = levelThree + ((<usize>indexAt(key, 3)) << 4);
   const desc = load<u32>(upper);
   if ((desc & 7) != TABLE) {
@@ -1141,10 +1145,19 @@ export function zapEntryTouched(levelThree: usize, key: u64, isWhole: bool): usi
   }
   const table = childPtr(upper, indexAt(key, 2));
   const tag = tagOf(table);
-  if (tag != LT) return isWhole && tag <= LEAF ? table : 0;
-  if (isWhole || ((load<u32>(table) >> 24) & 15) == 0) return table;
-  touched ^= load<u32>(wordPtr(table, 0, <i32>((<u32>key & 511) >> 6)));
-  return table;
+  return tag == LT || (isWhole && tag <= LEAF) ? table : 0;
+}
+
+/** What zapEntryTouch() read: so that no optimiser leaves it out. */
+let touched: u32 = 0;
+
+/**
+ * Reads the words of `key`'s presence and A in a leaf table, if they are stored. Done for many keys before the first is
+ * changed, their cache misses are waited for together.
+ */
+export function zapEntryTouch(entryPtr: usize, key: u64): void {
+  if (((load<u32>(entryPtr) >> 24) & 15) == 0) return;
+  touched ^= load<u32>(wordPtr(entryPtr, 0, <i32>((<u32>key & 511) >> 6)));
 }
 
 /** Writes masks of the present keys of [key, key + 512) to `masks`. */

@@ -199,7 +199,7 @@ const hot: Record<string, string[]> = {
     ...['addPlane', 'emptyLeafTable', 'flagsIn', 'fold', 'leafTableAt', 'ltAdd', 'ltClear', 'ltClearInWord'],
     ...['ltEmpty', 'ltFlags', 'ltModify', 'ltSelect', 'ltSet', 'releasePlanes', 'setUniform', 'treeCount'],
     ...['treeEntryNear', 'treeFlags', 'treeHolds', 'treeSet', 'valueWord', 'wantCut', 'wordPtr', 'zapEntryClear'],
-    ...['zapEntryFlags', 'zapEntryLevel', 'zapEntryTouched'],
+    ...['zapEntryAt', 'zapEntryFlags', 'zapEntryLevel', 'zapEntryTouch'],
   ],
   tdp_iter: ['emitLeafTable', 'emitRuns', 'leafTable', 'uniform', 'uniformAtOnce', 'visit', 'walkEntry', 'walkPiece'],
   tdp_mmu: [
@@ -222,13 +222,13 @@ const inlined: Record<string, string[]> = {
   page_table: [
     ...['childPtr', 'descriptor', 'emptyLeafTable', 'indexAt', 'leafTableAt'],
     ...['ltClearCounted', 'ltClearInWord', 'ltEmpty', 'ltFlags', 'pagesOf', 'release', 'releasePlanes'],
-    ...['reserve', 'treeEntryNear', 'valueWord', 'wantCuts', 'wordMask', 'wordPtr'],
-    ...['zapEntryClear', 'zapEntryFlags', 'zapEntryLevel', 'zapEntryTouched'],
+    ...['reserve', 'treeEntryNear', 'valueWord', 'wantCuts', 'wordMask', 'wordPtr', 'wordStep'],
+    ...['zapEntryAt', 'zapEntryClear', 'zapEntryFlags', 'zapEntryLevel', 'zapEntryTouch'],
   ],
   pause: ['gate'],
   tdp_mmu: [
     ...['isPlain', 'keyBitsOf', 'maxGfnExclusive', 'mayFoldAt', 'mayStop', 'newLeafFlags', 'nextRoot', 'settle'],
-    ...['tdpMmuCountFaults', 'tdpMmuLook', 'tdpMmuMapAbsent'],
+    ...['tdpMmuCountFaults', 'tdpMmuLook', 'tdpMmuMapAbsent', 'zapInLeafTable'],
   ],
   trace: ['codeOfFlags'],
   vcpu: ['flushIfAsked'],
