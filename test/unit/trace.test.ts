@@ -71,6 +71,52 @@ describe('events', () => {
     expect(change.new).toEqual(spteMeaning(0, false));
   });
 
+  test('each run of leaves that change alike within a table is one event, wherever it begins and ends', () => {
+    const first = 0x200;
+    const npages = 3 * 512;
+    let seed = 1;
+    const below = (limit: number) => {
+      seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
+      return Math.floor((seed / 2 ** 32) * limit);
+    };
+    for (let round = 0; round < 60; round++) {
+      const vm = makeVm({ slots: [{ startGfn: first, npages }] });
+      const pages = new Array<'absent' | 'old' | 'young'>(npages).fill('absent');
+      // Long runs and short ones; every third guest has no old leaf, so that one flag's plane is stored at most.
+      const longest = [3, 70, 600][below(3)];
+      for (let at = below(longest); at < npages; at += 1 + below(longest)) {
+        const count = Math.min(1 + below(longest), npages - at);
+        vm.vcpus[0].access({ gpa: (first + at) * PAGE, kind: 'write', count });
+        pages.fill('young', at, at + count);
+        at += count;
+        if (round % 3 === 0 || below(2) === 0) continue;
+        const end = Math.min(at + below(longest), npages);
+        const start = Math.max(at - below(longest), 0);
+        if (start < end) vm.ageGfn({ slot: 0, start: first + start, end: first + end });
+        for (let page = start; page < end; page++) if (pages[page] === 'young') pages[page] = 'old';
+      }
+      vm.trace();
+      // In every second round the range ends where a word of presence does.
+      const start = below(npages - 64);
+      const last = start + below(npages - start);
+      const end = round % 2 === 0 ? last + 1 : (last | 63) + 1;
+      vm.unmapGfnRange({ slot: 0, start: first + start, end: first + end });
+      const wanted: { gfn: number; count: number; accessed: boolean }[] = [];
+      for (let page = start; page < end; page++) {
+        if (pages[page] === 'absent') continue;
+        const goesOn = page > start && pages[page - 1] === pages[page] && (first + page) % 512 !== 0;
+        if (goesOn) wanted[wanted.length - 1].count++;
+        else wanted.push({ gfn: first + page, count: 1, accessed: pages[page] === 'young' });
+      }
+      const found = only(vm, 'spte_changed').map(({ gfn, count, old }) => ({
+        gfn,
+        count,
+        accessed: old.class === 'leaf' && old.accessed,
+      }));
+      expect(found).toEqual(wanted);
+    }
+  });
+
   test('large numbers are exact', () => {
     const vm = createVmSync({ memory: 2 ** 30, traceRecords: 100, debug: isDebugBuild });
     vm.host.mmap({ kind: 'anon4k', hva: 2 ** 46, length: PAGE });
