@@ -2,8 +2,10 @@
 // double could not hold it; gfns and counts come as f64. The calls that are made most pass their gate here; for the others
 // src/vm.ts asks it first.
 
+import { reserveWanted, wantNothing } from './blocks';
 import { counter as counterValue, ctl, PROFILE_RFC_V4, SEAMCALL_STATUS_BASE, VM_SNP, VM_TDX } from './control';
 import { clearDirtyLog, dirtyRuns, getDirtyLogCheck, getDirtyLogProtect } from './dirty_log';
+import { pagesOf } from './entry';
 import { vmGfnRange, vmGfnRanges, vmZapGfnRange } from './gfn_range';
 import { gmemHostAccess, gmemPin, gmemSetAttributes } from './gmem_attributes';
 import { gmemCreate, gmemFallocate, gmemMemoryError } from './guest_memfd';
@@ -35,7 +37,7 @@ import {
   wantEvent,
 } from './notifier';
 import { reserveFault } from './page_fault';
-import { atLevel, pagesOf, reserveWanted, wantNothing } from './page_table';
+import { atLevel } from './page_table';
 import { GATE_OPERATION, GATE_VCPU, gate } from './pause';
 import { vcpuPvalidate } from './pvalidate';
 import { handleRmpFault } from './sev';

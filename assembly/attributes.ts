@@ -5,8 +5,9 @@
 // 16 bytes: 24 TiB converted at random fit the cache.
 // Left out: the xarray, an entry for each gfn (mem_attributes.ts counts its operations).
 
+import { wantCuts } from './blocks';
 import { ATTRIBUTES_2M_TREE, ATTRIBUTES_TREE } from './control';
-import { treeCount, treeFlags, treeHolds, treeRunEnd, treeSet, wantCuts } from './page_table';
+import { treeCount, treeFlags, treeHolds, treeRunEnd, treeSet } from './page_table';
 
 /** Of gfns below 2^52: 6 levels; of their regions: 5. */
 const LEVEL: i32 = 7;

@@ -1,17 +1,11 @@
 // Read-only walks: leaves as runs, the entries from a root down, and the oracle that looks for what must not be.
 
 import { attributesRunEnd, isPrivateGfn } from './attributes';
+import { chunkFlags } from './chunks';
 import { ctl, FORM_GMEM_IN_PLACE, hasPrivateMem, SEPT_TREE, STALE_TREE, VM_SNP, VM_TDX } from './control';
-import { gmemAt, gmemByHandle, npagesOf, PAGES_LEVEL, pagesTree } from './gmems';
-import { IO_BASE, IO_BYTES } from './layout';
-import { endGfnOf, gfnToMemslot, MEM_GUEST_MEMFD } from './memslots';
 import {
-  atEnd,
-  atFlags,
-  atLevel,
   CHUNKS,
   childPtr,
-  chunkFlags,
   EMPTY,
   flagsOf,
   indexAt,
@@ -19,17 +13,17 @@ import {
   LEAF,
   LT,
   leafLevelOf,
-  levelThreeTable,
-  ltFlags,
   pagesOf,
   TABLE,
   tagOf,
-  treeAt,
-  treeFlags,
-  treeRunEnd,
   UNIFORM,
   UNIFORM_OF_4K,
-} from './page_table';
+} from './entry';
+import { gmemAt, gmemByHandle, npagesOf, PAGES_LEVEL, pagesTree } from './gmems';
+import { IO_BASE, IO_BYTES } from './layout';
+import { ltFlags } from './leaf_table';
+import { endGfnOf, gfnToMemslot, MEM_GUEST_MEMFD } from './memslots';
+import { atEnd, atFlags, atLevel, levelThreeTable, treeAt, treeFlags, treeRunEnd } from './page_table';
 import { RMP_2M, RMP_ASSIGNED, RMP_VALIDATED, rmpFlags, rmpGfn, rmpRunEnd } from './rmp';
 import { sideGet, sideKey } from './side';
 import { KIND, PRESENT } from './spte';

@@ -3,9 +3,9 @@
 // arch/x86/kvm/mmu/mmu.c (kvm_recover_nx_huge_pages)
 
 import { C_LOCK_SECTIONS, count, ctl, PROFILE_6_16 } from './control';
+import { pagesOf } from './entry';
 import { maxMappingLevel } from './mapping_level';
 import { endGfnOf, Memslot } from './memslots';
-import { pagesOf } from './page_table';
 import {
   nextRoot,
   ROOT_DIRECT,

@@ -4,23 +4,12 @@
 // Mirrors: virt/kvm/kvm_main.c (kvm_get_dirty_log_protect, kvm_clear_dirty_log_protect), arch/x86/kvm/x86.c
 // (kvm_mmu_slot_apply_flags), arch/x86/kvm/mmu/mmu.c (kvm_arch_mmu_enable_log_dirty_pt_masked). Left out: PML, the ring.
 
+import { reserveWanted, wantCuts, wantNothing, wantScattered } from './blocks';
 import { zapCollapsible } from './collapse';
 import { C_LOCK_SECTIONS, count, ctl } from './control';
 import { BITMAP_BASE, IO_BASE, IO_BYTES, USER_MEM_SLOTS } from './layout';
 import { DIRTY_LEVEL, dirtyTree, endGfnOf, MEM_LOG_DIRTY_PAGES, MEM_READONLY, Memslot, memslotAt } from './memslots';
-import {
-  atEnd,
-  atFlags,
-  freeSubtree,
-  reserveWanted,
-  treeAt,
-  treeClearMasked,
-  treeMasks,
-  treeSet,
-  wantCuts,
-  wantNothing,
-  wantScattered,
-} from './page_table';
+import { atEnd, atFlags, freeSubtree, treeAt, treeClearMasked, treeMasks, treeSet } from './page_table';
 import { EINVAL, ENOENT, STATUS_CAPACITY } from './status';
 import {
   tdpMmuTrySplitHugePages,

@@ -1,24 +1,15 @@
 // The kvm_gfn_range handlers as their own callers see them: one range, many of one length, kvm_zap_gfn_range().
 // What a range does is mmu.ts's.
 
+import { LEAF_GROWTH_BLOCKS, reserve, reserveAmply } from './blocks';
 import { gfnOf, isGfn, spteAt } from './check';
 import { C_LEAFS_AGED, C_ZAPPED_DIRECT_4K, counter, ctl, FORM_GMEM_V13, PROFILE_6_12, PROFILE_6_16 } from './control';
+import { TABLE, tagOf } from './entry';
 import { IO_BASE } from './layout';
 import { lossRequest, PRODUCER_DIRECT } from './losses';
 import { endGfnOf, Memslot, memslotAt } from './memslots';
 import { ageGfn, setSpteGfn, testAgeGfn, unmapGfnRange, zapGfnRange } from './mmu';
-import {
-  LEAF_GROWTH_BLOCKS,
-  reserve,
-  reserveAmply,
-  TABLE,
-  tagOf,
-  zapEntryAt,
-  zapEntryClear,
-  zapEntryFlags,
-  zapEntryLevel,
-  zapEntryTouch,
-} from './page_table';
+import { zapEntryAt, zapEntryClear, zapEntryFlags, zapEntryLevel, zapEntryTouch } from './page_table';
 import { EINVAL, EIO, EOPNOTSUPP, STATUS_CAPACITY } from './status';
 import {
   findRoot,

@@ -8,6 +8,7 @@
 // pages on their way to the LRU.
 
 import { setAttributes, wantAttributes } from './attributes';
+import { reserveWanted, wantCuts, wantLeafTables, wantNothing } from './blocks';
 import {
   C_ATTRIBUTE_XARRAY_OPS,
   C_GMEM_HOST_PAGES_UNMAPPED,
@@ -46,17 +47,7 @@ import {
 import { PRODUCER_GMEM_ATTRIBUTES } from './losses';
 import { postSetMemoryAttributes, wantMixed } from './mem_attributes';
 import { BY_GFN, endGfnOf, Memslot, slotAtPlace, slotCount } from './memslots';
-import {
-  reserveWanted,
-  treeCount,
-  treeFlags,
-  treeModify,
-  treeRunEnd,
-  treeSet,
-  wantCuts,
-  wantLeafTables,
-  wantNothing,
-} from './page_table';
+import { treeCount, treeFlags, treeModify, treeRunEnd, treeSet } from './page_table';
 import { PAUSE_ATTRIBUTES_STORED, PAUSE_ATTRIBUTES_ZAPPED, pausePoint } from './pause';
 import { EAGAIN, EBADF, EFAULT, EINVAL, EIO, ENODEV, ENOENT, ENOTTY, STATUS_CAPACITY } from './status';
 import {

@@ -5,6 +5,7 @@
 // Mirrors: virt/kvm/guest_memfd.c. Left out: an inode shared by two VMs.
 
 import { setAttributes, wantAttributes } from './attributes';
+import { reserveWanted, wantCuts, wantLeafTables, wantNothing } from './blocks';
 import {
   C_GMEM_PAGES_ALLOCATED,
   C_GMEM_PAGES_FREED,
@@ -42,18 +43,7 @@ import { PRODUCER_GMEM_ERROR, PRODUCER_GMEM_PUNCH, PRODUCER_GMEM_RELEASE } from 
 import { guardEnds } from './mem_attributes';
 import { BY_GFN, Memslot, slotAtPlace, slotCount } from './memslots';
 import { unmapGfnRange, wantGfnRange } from './mmu';
-import {
-  freeSubtree,
-  reserveWanted,
-  treeCount,
-  treeFlags,
-  treeModify,
-  treeRunEnd,
-  treeSet,
-  wantCuts,
-  wantLeafTables,
-  wantNothing,
-} from './page_table';
+import { freeSubtree, treeCount, treeFlags, treeModify, treeRunEnd, treeSet } from './page_table';
 import { PAUSE_GMEM_ZAPPED, pausePoint } from './pause';
 import { EBADF, EFAULT, EHWPOISON, EINVAL, EIO, ENOMEM, EOPNOTSUPP, STATUS_CAPACITY } from './status';
 import { flushRemoteTlbs } from './tlb';

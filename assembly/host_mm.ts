@@ -21,7 +21,24 @@
 // mm/khugepaged.c, mm/ksm.c, mm/page_idle.c, mm/vmscan.c, fs/proc/task_mmu.c (v6.12)
 // Left out: swap, page-cache residency (only huge folios are known), a file mapped twice, fork, NUMA, soft-dirty bits.
 
+import { reserveWanted, want, wantCuts, wantLeafTables, wantNothing } from './blocks';
 import { ctl, HOST_PATH, HOST_TREE } from './control';
+import {
+  childPtr,
+  EMPTY,
+  flagsOf,
+  indexAt,
+  LEAF,
+  LT,
+  leafLevelOf,
+  pagesOf,
+  setEmpty,
+  setLeaf,
+  setUniform,
+  TABLE,
+  tagOf,
+  UNIFORM,
+} from './entry';
 import {
   anonVmaCompatible,
   canMerge,
@@ -45,6 +62,7 @@ import {
   vmaAt,
 } from './host_vma';
 import { VMA_BYTES } from './layout';
+import { ltClear, ltCount } from './leaf_table';
 import {
   hostBackingGone,
   mmuNotifierAge,
@@ -58,37 +76,16 @@ import {
   atEnd,
   atFlags,
   atLevel,
-  childPtr,
-  EMPTY,
   expand,
   flagsIn,
-  flagsOf,
   fold,
   freeSubtree,
-  indexAt,
-  LEAF,
-  LT,
-  leafLevelOf,
   linkTable,
-  ltClear,
-  ltCount,
-  pagesOf,
-  reserveWanted,
-  setEmpty,
-  setLeaf,
-  setUniform,
-  TABLE,
-  tagOf,
   treeAt,
   treeEntryNear,
   treeLook,
   treeModify,
   treeSet,
-  UNIFORM,
-  want,
-  wantCuts,
-  wantLeafTables,
-  wantNothing,
 } from './page_table';
 import { PAUSE_NOTIFIER_STARTED, pausePoint } from './pause';
 import { EACCES, EFAULT, EINVAL, ENOMEM, STATUS_CAPACITY } from './status';

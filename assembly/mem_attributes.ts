@@ -5,6 +5,7 @@
 // Mirrors: virt/kvm/kvm_main.c (kvm_vm_ioctl_set_mem_attributes), arch/x86/kvm/mmu/mmu.c (kvm_arch_*_set_memory_attributes)
 
 import { allArePrivate, attributesRunEnd, isPrivateGfn, setAttributes, wantAttributes } from './attributes';
+import { reserveAmply, reserveWanted, want, wantBlocksOf, wantCuts, wantNothing } from './blocks';
 import {
   C_ATTRIBUTE_XARRAY_OPS,
   C_LOCK_SECTIONS,
@@ -14,6 +15,7 @@ import {
   hasMirroredTdp,
   hasPrivateMem,
 } from './control';
+import { pagesOf } from './entry';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { PRODUCER_SET_ATTRIBUTES } from './losses';
 import {
@@ -29,17 +31,7 @@ import {
   slotCount,
 } from './memslots';
 import { unmapGfnRange, wantGfnRange } from './mmu';
-import {
-  pagesOf,
-  reserveAmply,
-  reserveWanted,
-  treeCount,
-  treeSet,
-  want,
-  wantBlocksOf,
-  wantCuts,
-  wantNothing,
-} from './page_table';
+import { treeCount, treeSet } from './page_table';
 import { PAUSE_ATTRIBUTES_STORED, PAUSE_ATTRIBUTES_ZAPPED, pausePoint } from './pause';
 import { EINVAL, EIO, ENOTTY, STATUS_CAPACITY } from './status';
 import { flushRemoteTlbs } from './tlb';

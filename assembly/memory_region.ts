@@ -2,6 +2,7 @@
 // Mirrors: virt/kvm/kvm_main.c (__kvm_set_memory_region, kvm_set_memslot), arch/x86/kvm/x86.c
 // (kvm_arch_prepare_memory_region, kvm_arch_flush_shadow_memslot), arch/x86/kvm/mmu/mmu.c (kvm_mmu_zap_all_fast)
 
+import { reserveWanted, want, wantNothing } from './blocks';
 import {
   C_FREE_OBSOLETE_ROOTS,
   C_LOCK_SECTIONS,
@@ -38,7 +39,7 @@ import {
 } from './memslots';
 import { unmapGfnRange } from './mmu';
 import { faultIsBegun } from './page_fault';
-import { freeSubtree, reserveWanted, want, wantNothing } from './page_table';
+import { freeSubtree } from './page_table';
 import { PAUSE_SLOT_INVALID, pausePoint } from './pause';
 import { EBUSY, EEXIST, EINVAL, STATUS_CAPACITY, STATUS_SLOTS_FULL } from './status';
 import { maxGfnExclusive, nextRoot, putRoot, ROOT_DIRECT, tdpMmuZapRoot, wantScatteredWalks } from './tdp_mmu';

@@ -3,8 +3,9 @@
 // Mirrors: struct kvm_memory_slot, struct kvm_memslots (include/linux/kvm_host.h)
 
 import { ctl } from './control';
+import { pagesOf } from './entry';
 import { MEMSLOT_BYTES, MEMSLOTS_BASE, SLOT_ORDER_BASE } from './layout';
-import { pagesOf, treeFlags } from './page_table';
+import { treeFlags } from './page_table';
 
 export const MEM_LOG_DIRTY_PAGES: u32 = 1;
 export const MEM_READONLY: u32 = 2;

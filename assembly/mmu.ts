@@ -3,12 +3,12 @@
 // Which roots a range means, and what a zap does to the content behind it, is the vendor's to say (vendor.ts).
 // Mirrors: arch/x86/kvm/mmu/mmu.c, struct kvm_gfn_range (include/linux/kvm_host.h)
 
+import { wantCuts, wantScattered } from './blocks';
 import { C_LOCK_SECTIONS, count, ctl, FORM_TDX_V18, hasMirroredTdp } from './control';
 import { gmemAt, PAGES_LEVEL, pagesTree } from './gmems';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { lossRequest, PRODUCER_ZAP_GFN_RANGE } from './losses';
 import { Memslot } from './memslots';
-import { wantCuts, wantScattered } from './page_table';
 import {
   ALL_AS,
   ROOTS_BOTH,

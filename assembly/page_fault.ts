@@ -6,6 +6,7 @@
 // arch/x86/kvm/mmu/spte.c (make_spte). Left out: write tracking, access tracking without A/D bits, async faults.
 
 import { attributesRunEnd } from './attributes';
+import { LEAF_GROWTH_BLOCKS, reserve } from './blocks';
 import {
   C_PF_FIXED,
   C_PF_MMIO_SPTE_CREATED,
@@ -25,9 +26,11 @@ import {
   VM_TDX,
 } from './control';
 import { markPagesDirty } from './dirty_log';
+import { LT, pagesOf, sideCount, tagOf, UNIFORM } from './entry';
 import { gmemAllocateHugeBlock, gmemGetPfn, gmemHasHugeBlock, gmemLevel, gmemRunPages } from './guest_memfd';
 import { hostFault, hostFaultPlain, hostLevel, hostRunPages, hostWritable } from './host_mm';
 import { mmuInvalidateRetryGfn, mmuInvalidateRetryGfnUnsafe } from './invalidate';
+import { ltRunEnd } from './leaf_table';
 import { allowedLevel } from './mapping_level';
 import { memIsPrivate } from './mem_attributes';
 import {
@@ -39,21 +42,7 @@ import {
   Memslot,
   memslotAt,
 } from './memslots';
-import {
-  atEnd,
-  atFlags,
-  atLevel,
-  atTag,
-  LEAF_GROWTH_BLOCKS,
-  LT,
-  ltRunEnd,
-  pagesOf,
-  reserve,
-  sideCount,
-  tagOf,
-  treeFlags,
-  UNIFORM,
-} from './page_table';
+import { atEnd, atFlags, atLevel, atTag, treeFlags } from './page_table';
 import { sideHasRoom } from './side';
 import { ACCESSED, HOST_WRITABLE, KIND, MMU_WRITABLE, NX, PRESENT, WRITABLE } from './spte';
 import { EFAULT, EIO } from './status';

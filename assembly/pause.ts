@@ -4,10 +4,10 @@
 //
 // A pause is no yield: no lock is dropped, nothing is flushed or walked again.
 
+import { reservedBlocks, reservedUppers } from './blocks';
 import { ctl } from './control';
 import { pause } from './env';
 import { PAUSE_BASE, PAUSE_BYTES } from './layout';
-import { reservedBlocks, reservedUppers } from './page_table';
 import { EIO, STATUS_DESTROYED, STATUS_OPERATION_PAUSED } from './status';
 
 /** The budget of visited entries is used up, inside a walk (KVM holds mmu_lock). */

@@ -6,10 +6,11 @@
 // Mirrors: PVALIDATE, AMD64 Architecture Programmer's Manual, volume 3; its faults are KVM's (vcpu.ts, sev.ts)
 
 import { C_PAGES_VALIDATED, C_PF_FIXED, C_PF_SPURIOUS, C_PF_TAKEN, count, ctl, VM_SNP } from './control';
+import { pagesOf } from './entry';
 import { gmemAt } from './gmems';
 import { endGfnOf, gfnToMemslot } from './memslots';
 import { faultBegin, faultFinish, initFault, RET_PF_MEMORY_FAULT, reserveFault, scratchFault } from './page_fault';
-import { atEnd, atFlags, atLevel, pagesOf } from './page_table';
+import { atEnd, atFlags, atLevel } from './page_table';
 import { RMP_2M, RMP_ASSIGNED, rmpFlags, rmpGfn, rmpRunEnd, rmpValidate } from './rmp';
 import { ACCESSED, KIND, PRESENT } from './spte';
 import { EINTR, EINVAL, EIO, ENOMEM, STATUS_CAPACITY, STATUS_NO_HANDLE } from './status';

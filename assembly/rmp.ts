@@ -12,6 +12,7 @@
 // arch/x86/kvm/svm/sev.c (sev_gmem_prepare, sev_gmem_invalidate). Left out: pages that no guest_memfd owns (VMSA, firmware),
 // updates that fail because a page is in use.
 
+import { wantCuts } from './blocks';
 import {
   C_CACHE_FLUSHES,
   C_PSMASH,
@@ -25,7 +26,7 @@ import {
 import { Gmem, gmemIndexOf, npagesOf, PAGE_FOLIO, PAGES_LEVEL, pagesTree } from './gmems';
 import { RMP_ORIGINS_BASE, RMP_ORIGINS_BYTES, RMP_ORIGINS_MAX } from './layout';
 import { Memslot } from './memslots';
-import { freeSubtree, treeCount, treeFlags, treeModify, treeRunEnd, treeSet, wantCuts } from './page_table';
+import { freeSubtree, treeCount, treeFlags, treeModify, treeRunEnd, treeSet } from './page_table';
 import { EV_PSMASH, EV_RMP_MAKE_PRIVATE, EV_RMP_MAKE_SHARED, trace2 } from './trace';
 
 /** Bit 0, as a tree needs it: a page that is not assigned is the host's and has no entry. */

@@ -6,37 +6,22 @@
 // Mirrors: arch/x86/kvm/mmu/tdp_iter.c. Left out: RCU (one thread).
 
 import { handleChangedSptes } from './changed_spte';
+import { chunkFlags, chunksClear, chunksCount, chunksModify, takesChunks } from './chunks';
 import { C_NX_LPAGE_SPLITS, C_VISITED_L1, count, ctl } from './control';
-import { TRACE_RECORD_BYTES } from './layout';
-import { overZapped } from './losses';
 import {
   CHUNKS,
   COUNTED_BIT,
   COUNTED_SHIFT,
   childPtr,
-  chunkFlags,
-  chunksClear,
-  chunksCount,
-  chunksModify,
   clearMarks,
   EMPTY,
   ENTRY_BYTES,
-  expand,
   flagsOf,
-  fold,
-  freeSubtree,
   indexAt,
   isTracked,
   LEAF,
   LT,
   leafLevelOf,
-  ltClear,
-  ltClearCounted,
-  ltCount,
-  ltEmpty,
-  ltFlags,
-  ltModify,
-  ltRunEnd,
   pagesOf,
   planesOf,
   presentCount,
@@ -46,13 +31,23 @@ import {
   sideCount,
   TABLE,
   tagOf,
-  takesChunks,
   UNIFORM,
   UNIFORM_OF_4K,
-  uniformTables,
+} from './entry';
+import { TRACE_RECORD_BYTES } from './layout';
+import {
+  ltClear,
+  ltClearCounted,
+  ltCount,
+  ltEmpty,
+  ltFlags,
+  ltModify,
+  ltRunEnd,
   valueWord,
   wordMask,
-} from './page_table';
+} from './leaf_table';
+import { overZapped } from './losses';
+import { expand, fold, freeSubtree, uniformTables } from './page_table';
 import { sideDelete, sideGet, sideKey } from './side';
 import { PRESENT } from './spte';
 import { codeOfFlags, SPTE_FROZEN, SPTE_NONPRESENT, SPTE_TABLE, spteHead, traceAdvance, traceRoom } from './trace';

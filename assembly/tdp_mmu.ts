@@ -3,6 +3,7 @@
 // Roots are kept newest first, as the kernel lists them. A root entry stands one level above its table (page_table.ts).
 // Mirrors: arch/x86/kvm/mmu/tdp_mmu.c. Left out: RCU, async zapping.
 
+import { want, wantCuts, wantScattered } from './blocks';
 import { handleChangedSptes } from './changed_spte';
 import {
   C_GFNS_ZAPPED,
@@ -26,56 +27,50 @@ import {
   SEPT_TREE,
   STALE_TREE,
 } from './control';
-import { ROOT_BYTES, ROOTS_BASE, ROOTS_MAX } from './layout';
 import {
   addSide,
-  atEnd,
-  atEntry,
-  atFlags,
-  atLevel,
-  atTag,
   childPtr,
   dropSide,
   EMPTY,
-  expand,
   flagsOf,
-  fold,
-  freeSubtree,
   indexAt,
   isMarked,
   isTracked,
   LEAF,
   LT,
   leafLevelOf,
-  leafTableAt,
-  levelThreeTable,
-  linked,
-  linkTable,
-  ltAdd,
-  ltClear,
-  ltFlags,
-  ltSet,
-  ltTakeMasked,
   MARK,
   MARK_TRACKED,
   pagesOf,
-  resetLinked,
   setLeaf,
   setMark,
   setUniform,
   TABLE,
   tagOf,
+  UNIFORM,
+} from './entry';
+import { ROOT_BYTES, ROOTS_BASE, ROOTS_MAX } from './layout';
+import { ltAdd, ltClear, ltFlags, ltSet, ltTakeMasked, valueWord } from './leaf_table';
+import {
+  atEnd,
+  atEntry,
+  atFlags,
+  atLevel,
+  atTag,
+  expand,
+  fold,
+  freeSubtree,
+  leafTableAt,
+  levelThreeTable,
+  linked,
+  linkTable,
+  resetLinked,
   treeAt,
   treeCount,
   treeLook,
   treeLookNear,
   treeModify,
   treeSet,
-  UNIFORM,
-  valueWord,
-  want,
-  wantCuts,
-  wantScattered,
 } from './page_table';
 import { pauseForBudget } from './pause';
 import { sideDelete, sideGet, sideKey, sideSet } from './side';

@@ -10,6 +10,7 @@
 // A run of leaves that nothing can interfere with is carried out at once; else leaf by leaf, each call with its retry.
 // Mirrors: arch/x86/kvm/vmx/tdx.c
 
+import { want } from './blocks';
 import {
   C_KICK_IPIS,
   C_KICKS,
@@ -28,22 +29,11 @@ import {
   INHIBIT_TREE,
   SEPT_TREE,
 } from './control';
+import { pagesOf } from './entry';
 import { gmemAt, PAGE_OWNED, PAGE_RESIDENT, PAGE_TOUCHED, PAGE_WRITTEN, PAGES_LEVEL, pagesTree } from './gmems';
 import { lossOfContent, lossPossible } from './losses';
 import { BY_GFN, endGfnOf, firstPlaceByGfn, gfnToMemslot, Memslot, slotAtPlace, slotCount } from './memslots';
-import {
-  atEnd,
-  atFlags,
-  atLevel,
-  pagesOf,
-  treeAt,
-  treeCount,
-  treeFlags,
-  treeModify,
-  treeRunEnd,
-  treeSet,
-  want,
-} from './page_table';
+import { atEnd, atFlags, atLevel, treeAt, treeCount, treeFlags, treeModify, treeRunEnd, treeSet } from './page_table';
 import {
   CACHE_WB,
   cleared2m,

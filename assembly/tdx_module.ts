@@ -34,33 +34,34 @@ import {
   SEPT_TREE,
 } from './control';
 import {
-  atFlags,
-  atLevel,
   childPtr,
   EMPTY,
-  ensureTable,
-  expand,
   flagsOf,
-  fold,
-  freeSubtree,
   indexAt,
   LEAF,
   LT,
   leafLevelOf,
-  linked,
-  ltClear,
-  ltCount,
   pagesOf,
-  resetLinked,
   setEmpty,
   setLeaf,
   setUniform,
   tagOf,
+  UNIFORM,
+} from './entry';
+import { ltClear, ltCount } from './leaf_table';
+import {
+  atFlags,
+  atLevel,
+  ensureTable,
+  expand,
+  fold,
+  freeSubtree,
+  linked,
+  resetLinked,
   treeCount,
   treeLook,
   treeModify,
   treeSet,
-  UNIFORM,
 } from './page_table';
 import { sideDelete, sideGetWide, sideHasRoom, sideKey, sideSetWide } from './side';
 import { EV_SEAMCALL, trace } from './trace';

@@ -11,11 +11,12 @@ import {
   SEPT_TREE,
   VM_TDX,
 } from './control';
+import { pagesOf } from './entry';
 import { gmemAt, PAGE_OWNED, PAGE_TOUCHED, PAGES_LEVEL, pagesTree } from './gmems';
 import { memIsPrivate } from './mem_attributes';
 import { endGfnOf, gfnToMemslot, Memslot } from './memslots';
 import { faultBegin, faultFinish, initFault, RET_PF_MEMORY_FAULT, reserveFault, scratchFault } from './page_fault';
-import { atEnd, atFlags, atLevel, pagesOf, treeAt, treeFlags, treeRunEnd } from './page_table';
+import { atEnd, atFlags, atLevel, treeAt, treeFlags, treeRunEnd } from './page_table';
 import { EBUSY, EEXIST, EINTR, EINVAL, EIO, ENOMEM, STATUS_CAPACITY, STATUS_NO_HANDLE } from './status';
 import { RET_PF_FIXED, RET_PF_RETRY, RET_PF_SPURIOUS } from './tdp_mmu';
 import {

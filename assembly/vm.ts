@@ -1,12 +1,13 @@
 // A VM's life: what it is, its capabilities, its end.
 // Mirrors: virt/kvm/kvm_main.c (kvm_create_vm, kvm_destroy_vm), arch/x86/kvm/x86.c (kvm_vm_ioctl_enable_cap)
 
+import { reserve } from './blocks';
 import { recoverNxHugePages } from './collapse';
 import { C_LOCK_SECTIONS, count, ctl, INHIBIT_TREE, LAYOUT_VERSION, PROFILE_6_16, SEPT_TREE, VM_TDX } from './control';
 import { gmemRelease } from './guest_memfd';
 import { RING_BASE, TRACE_RECORD_BYTES } from './layout';
 import { invalidateRoots, zapAllFast, zapInvalidatedRoots } from './memory_region';
-import { freeSubtree, reserve } from './page_table';
+import { freeSubtree } from './page_table';
 import { EINVAL, STATUS_CAPACITY, STATUS_DESTROYED } from './status';
 import { nextRoot, ROOT_DIRECT, ROOT_MIRROR, tdpMmuZapRoot } from './tdp_mmu';
 import { tdxReleaseHkid } from './tdx';

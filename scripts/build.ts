@@ -184,10 +184,16 @@ async function compile(entry: string, target: 'debug' | 'release'): Promise<Uint
 const hot: Record<string, string[]> = {
   abi: ['abiAccess', 'abiGfnRange', 'abiSetMemoryAttributes'],
   attributes: ['allArePrivate', 'partIsPrivate', 'setAttributes'],
+  blocks: ['wantCut'],
   check: ['inspectSpte', 'inspectSptes', 'spteAt', 'spteBelow'],
+  entry: ['setUniform'],
   gfn_range: ['doRange', 'findEntries', 'spteInEntry', 'takesRanges', 'vmCheckGfnRanges', 'vmGfnRange', 'vmGfnRanges'],
   host_mm: ['hostFaultPlain'],
   invalidate: ['mmuInvalidateBegin'],
+  leaf_table: [
+    ...['addPlane', 'emptyLeafTable', 'ltAdd', 'ltClear', 'ltClearInWord', 'ltEmpty', 'ltFlags', 'ltModify'],
+    ...['ltSelect', 'ltSet', 'releasePlanes', 'valueWord', 'wordPtr'],
+  ],
   mem_attributes: [
     ...['guardRegion', 'postSetMemoryAttributes', 'preSetMemoryAttributes', 'regionHasAttributes', 'reserveSet'],
     ...['setMemAttributes', 'setMixed', 'setRegionMixed', 'wantMixed'],
@@ -196,10 +202,8 @@ const hot: Record<string, string[]> = {
   mmu: ['ageGfn', 'testAgeGfn', 'unmapGfnRange', 'wantGfnRange'],
   page_fault: ['extendRun', 'faultPlain', 'reserveFault'],
   page_table: [
-    ...['addPlane', 'emptyLeafTable', 'flagsIn', 'fold', 'leafTableAt', 'ltAdd', 'ltClear', 'ltClearInWord'],
-    ...['ltEmpty', 'ltFlags', 'ltModify', 'ltSelect', 'ltSet', 'releasePlanes', 'setUniform', 'treeCount'],
-    ...['treeEntryNear', 'treeFlags', 'treeHolds', 'treeSet', 'valueWord', 'wantCut', 'wordPtr', 'zapEntryClear'],
-    ...['zapEntryAt', 'zapEntryFlags', 'zapEntryLevel', 'zapEntryTouch'],
+    ...['flagsIn', 'fold', 'leafTableAt', 'treeCount', 'treeEntryNear', 'treeFlags', 'treeHolds', 'treeSet'],
+    ...['zapEntryAt', 'zapEntryClear', 'zapEntryFlags', 'zapEntryLevel', 'zapEntryTouch'],
   ],
   tdp_iter: ['emitLeafTable', 'emitRuns', 'leafTable', 'uniform', 'uniformAtOnce', 'visit', 'walkEntry', 'walkPiece'],
   tdp_mmu: [
@@ -211,19 +215,23 @@ const hot: Record<string, string[]> = {
 /** What is inlined into hot functions, by file. */
 const inlined: Record<string, string[]> = {
   abi: ['u64Of'],
+  blocks: ['release', 'reserve', 'wantCuts'],
   check: ['gfnOf', 'isGfn'],
   control: ['count'],
   dirty_log: ['markPagesDirty'],
+  entry: ['childPtr', 'descriptor', 'indexAt', 'pagesOf'],
   gfn_range: ['doRange', 'spteInEntry', 'takesRanges', 'vmGfnRange'],
   host_mm: ['hostFaultPlain', 'setResult'],
+  leaf_table: [
+    ...['emptyLeafTable', 'ltClearCounted', 'ltClearInWord', 'ltEmpty', 'ltFlags', 'releasePlanes', 'valueWord'],
+    ...['wordMask', 'wordPtr', 'wordStep'],
+  ],
   memslots: ['memslotAt', 'mixedTree', 'orderPtr', 'slotAtPlace'],
   mmu: ['ageGfn', 'testAgeGfn'],
   page_fault: ['faultPlain', 'reservesAnyFault'],
   page_table: [
-    ...['childPtr', 'descriptor', 'emptyLeafTable', 'indexAt', 'leafTableAt'],
-    ...['ltClearCounted', 'ltClearInWord', 'ltEmpty', 'ltFlags', 'pagesOf', 'release', 'releasePlanes'],
-    ...['reserve', 'treeEntryNear', 'valueWord', 'wantCuts', 'wordMask', 'wordPtr', 'wordStep'],
-    ...['zapEntryAt', 'zapEntryClear', 'zapEntryFlags', 'zapEntryLevel', 'zapEntryTouch'],
+    ...['leafTableAt', 'treeEntryNear', 'zapEntryAt', 'zapEntryClear', 'zapEntryFlags', 'zapEntryLevel'],
+    ...['zapEntryTouch'],
   ],
   pause: ['gate'],
   tdp_mmu: [
