@@ -10,7 +10,7 @@ export class Control {
   magic: u32;
   layoutVersion: u32;
   memoryBytes: u64;
-  // The arena and its free blocks (page_table.ts).
+  // The arena and its free blocks (blocks.ts).
   ringRecords: u32;
   arenaBase: u32;
   arenaBlocks: u32;

@@ -2,7 +2,7 @@
 // BLOCKED in the S-EPT with its epoch.
 //
 // Open addressing with linear probing at SIDE_BASE; 16 bytes a record. The leaf table that holds such an entry counts
-// them (page_table.ts), so that loops over ordinary leaves never look here.
+// them (entry.ts), so that loops over ordinary leaves never look here.
 //
 //   0          8            16
 //   ├──────────┼────────────┤

@@ -1,6 +1,6 @@
 // What the flags of an spte mean. Pure.
 //
-// The eight flags are the planes of a leaf table (page_table.ts). Executable is the absence of NX. KIND says on a
+// The eight flags are the planes of a leaf table (leaf_table.ts). Executable is the absence of NX. KIND says on a
 // direct root that the leaf is backed by guest_memfd (private), on a mirror root that the page is PENDING.
 // Mirrors: arch/x86/kvm/mmu/spte.h
 
