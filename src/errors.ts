@@ -1,4 +1,4 @@
-// What the API throws, and the one place where a status of the engine becomes text.
+// What the API throws, the one place where a status of the engine becomes text, and the checks of what callers pass.
 
 /** Linux errno names of the numbers that the engine returns. */
 const ERRNO_NAMES: Readonly<Record<number, string>> = {
@@ -128,6 +128,9 @@ export function check(status: number, call: string, values: Readonly<Record<stri
 
 const U64_END = 2n ** 64n;
 
+/** A u64 argument of an ioctl or a system call: an integer from 0 to 2^64 - 1. */
+export type U64 = number | bigint;
+
 /**
  * A u64 as two u32 halves, low first.
  * @throws {TypeError} if `value` is neither number nor bigint
@@ -179,6 +182,11 @@ function notAnObject(value: unknown, name: string): TypeError {
 export function boolean(value: unknown, name: string): boolean {
   if (typeof value !== 'boolean') throw new TypeError(`${name} is ${String(value)}: it must be a boolean`);
   return value;
+}
+
+/** As boolean(), of what may be left out. */
+export function flag(value: unknown, name: string, byDefault: boolean): boolean {
+  return value === undefined ? byDefault : boolean(value, name);
 }
 
 /** One of a list of words. */

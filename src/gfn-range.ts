@@ -1,7 +1,6 @@
 // struct kvm_gfn_range, and its checks at the door.
 
-import { halvesOf, integer, object } from './errors.ts';
-import type { U64 } from './vm.ts';
+import { flag, halvesOf, integer, object, type U64 } from './errors.ts';
 
 /** A range of gfns of one memslot, and what it is for. The filter form of the VM says which selectors it reads. */
 export interface KvmGfnRange {
@@ -31,10 +30,10 @@ export interface KvmGfnRanges extends Omit<KvmGfnRange, 'start' | 'end'> {
   npages: number;
   /** gfns, one for each range: what a walk for it ends at is read right after that range was done. */
   look?: Float64Array;
-  /** Arrays to put the results into, of one length with `starts`, instead of new ones: for calls made over and over. */
-  into?: { leafs: Float64Array; sptes?: Uint32Array };
   /** Whose walk that is; default: a TD's mirror root, elsewhere the direct one. */
   root?: 'direct' | 'mirror';
+  /** Arrays to put the results into, of one length with `starts`, instead of new ones: for calls made over and over. */
+  into?: { leafs: Float64Array; sptes?: Uint32Array };
 }
 
 /** What unmapGfnRanges() and ageGfnRanges() did. */
@@ -49,13 +48,7 @@ export interface GfnRangesResult {
 
 const GFN_END = 2 ** 52;
 
-function flag(value: unknown, name: string, byDefault: boolean): boolean {
-  if (value === undefined) return byDefault;
-  if (typeof value !== 'boolean') throw new TypeError(`${name} is ${String(value)}: it must be a boolean`);
-  return value;
-}
-
-/** The engine's arguments; `arg` in two halves, the selector word as assembly/mmu.ts has it. */
+/** The engine's arguments; `arg` in two halves, the selector word as assembly/vendor.ts has it. */
 export interface RangeArguments {
   asId: number;
   slot: number;

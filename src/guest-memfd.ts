@@ -1,8 +1,8 @@
 // A guest_memfd file of one VM.
 
-import { integer, object } from './errors.ts';
+import { integer, object, type U64 } from './errors.ts';
 import type { RmpEntry } from './snp.ts';
-import type { U64, Vm } from './vm.ts';
+import type { Vm } from './vm.ts';
 
 const FALLOC_FL_KEEP_SIZE = 1;
 const FALLOC_FL_PUNCH_HOLE = 2;

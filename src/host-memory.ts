@@ -1,8 +1,8 @@
 // The VMM process's address space. Each call does what Linux does, and fires the notifier as it does.
 
 import { GATE_HOST } from './engine/exports.ts';
-import { boolean, check, halvesOf, integer, object, oneOf } from './errors.ts';
-import type { U64, Vm } from './vm.ts';
+import { boolean, check, halvesOf, integer, object, oneOf, type U64 } from './errors.ts';
+import type { Vm } from './vm.ts';
 
 export const HOST_KINDS = ['anon4k', 'thp', 'hugetlb2m', 'hugetlb1g', 'shmem'] as const;
 /** anon4k: anonymous with MADV_NOHUGEPAGE; thp: with MADV_HUGEPAGE; shmem: a shared memfd. */

@@ -2,6 +2,7 @@
 
 export type { CounterName, StopPoint } from './engine/exports.ts';
 export type { WasmSource } from './engine/load.ts';
+export type { U64 } from './errors.ts';
 export { EngineFault, KvmError } from './errors.ts';
 export { closeFd, type FdKind, openFd } from './fds.ts';
 export type { GfnRangesResult, KvmGfnRange, KvmGfnRanges } from './gfn-range.ts';
@@ -9,6 +10,7 @@ export { GuestMemfd } from './guest-memfd.ts';
 export { type Advice, type HostKind, HostMemory, type HvaRange } from './host-memory.ts';
 export type { CheckFinding, LeafRun, WalkEntry } from './inspect.ts';
 export type { Loss, Producer } from './losses.ts';
+export type { CreateVmOptions, FilterForm, KernelProfile, ResolvedOptions, VmType } from './options.ts';
 export * from './scenario.ts';
 export type {
   MapGpaRangeExit,
@@ -43,18 +45,12 @@ export {
   Vcpu,
 } from './vcpu.ts';
 export {
-  type CreateVmOptions,
   createVm,
   createVmSync,
-  type FilterForm,
-  type KernelProfile,
   type Losses,
   type LossReport,
   type MemoryRegion,
   type MemoryRegion2,
   type Pause,
-  type ResolvedOptions,
-  type U64,
   Vm,
-  type VmType,
 } from './vm.ts';

@@ -2,8 +2,7 @@
 //
 // Types, and their form at the boundary. The state is in the engine (assembly/rmp.ts, sev.ts, pvalidate.ts).
 
-import { halvesOf, integer, object, oneOf } from './errors.ts';
-import type { U64 } from './vm.ts';
+import { halvesOf, integer, object, oneOf, type U64 } from './errors.ts';
 
 export const PAGE_SIZES = ['4K', '2M'] as const;
 export type PageSize = (typeof PAGE_SIZES)[number];

@@ -1,8 +1,8 @@
 // A TD's module: its S-EPT, the calls made to it, the build phase and the end. `vm.tdx` of a TDX VM.
 
 import { GATE_CLOSE, GATE_OPERATION, GATE_VCPU } from './engine/exports.ts';
-import { check, halvesOf, integer, object, oneOf } from './errors.ts';
-import type { U64, Vm } from './vm.ts';
+import { check, halvesOf, integer, object, oneOf, type U64 } from './errors.ts';
+import type { Vm } from './vm.ts';
 
 /** The leaf functions in the engine's order (assembly/tdx_module.ts). */
 export const LEAF_NAMES = [

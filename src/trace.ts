@@ -26,7 +26,7 @@ export interface SpteChanged {
   readonly old: SpteMeaning;
   readonly new: SpteMeaning;
   readonly count: number;
-  /** By a vCPU's fault rather than by the operation traced. */
+  /** Installed by a vCPU's fault, rather than changed by an operation. */
   readonly byVcpu: boolean;
 }
 

@@ -1,7 +1,7 @@
 // A vCPU: what the guest does, and the ioctl that a VMM calls on it.
 
 import { GATE_VCPU } from './engine/exports.ts';
-import { boolean, check, errnoName, errorOf, halvesOf, integer, KvmError, object, oneOf } from './errors.ts';
+import { boolean, check, errnoName, errorOf, halvesOf, integer, KvmError, object, oneOf, type U64 } from './errors.ts';
 import {
   alignedGfn,
   decodePsc,
@@ -18,7 +18,7 @@ import {
   type RmpFaultOutcome,
 } from './snp.ts';
 import { STATUS_NAMES, type TdxStatus } from './tdx.ts';
-import type { U64, Vm } from './vm.ts';
+import type { Vm } from './vm.ts';
 
 const KINDS = ['read', 'write', 'exec'] as const;
 export type AccessKind = (typeof KINDS)[number];

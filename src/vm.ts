@@ -23,13 +23,13 @@ import {
   instantiate,
   instantiateOver,
   prepareSteps,
-  type WasmSource,
 } from './engine/load.ts';
 import {
   check,
   EngineFault,
   errorAfter,
   errorOf,
+  flag,
   halvesOf,
   highHalf,
   integer,
@@ -38,6 +38,7 @@ import {
   object,
   oneOf,
   STATUS_SLOTS_FULL,
+  type U64,
 } from './errors.ts';
 import { adoptFd, closeFd, fdKindFor, takeFd } from './fds.ts';
 import {
@@ -59,103 +60,34 @@ import {
   type WalkEntry,
 } from './inspect.ts';
 import { decodeLosses, type Loss } from './losses.ts';
+import {
+  type CreateVmOptions,
+  FILTER_FORMS,
+  KERNELS,
+  memoryBytes,
+  type ResolvedOptions,
+  resolve,
+  type VmType,
+} from './options.ts';
 import { decodeRmp, PAGE_SIZES, type PageSize, type RmpEntry } from './snp.ts';
-import { type SeptRun, type TdOptions, TdxModule, TRACK_POLICIES, ZAP_POLICIES } from './tdx.ts';
+import { type SeptRun, TdxModule, ZAP_POLICIES } from './tdx.ts';
 import { decodeTrace, type SpteMeaning, spteMeaning, type TraceEvent } from './trace.ts';
 import { ACCESS_IN_PIECES, Vcpu } from './vcpu.ts';
 
-/** A u64 argument of an ioctl or a system call: an integer from 0 to 2^64 - 1. */
-export type U64 = number | bigint;
-
-export const VM_TYPES = ['default', 'sw-protected', 'tdx', 'snp'] as const;
-export type VmType = (typeof VM_TYPES)[number];
-export const KERNELS = ['rfc-v4', 'linux-6.12', 'linux-6.16'] as const;
-export type KernelProfile = (typeof KERNELS)[number];
-export const FILTER_FORMS = ['none', 'rfc-v4', 'gmem-v13', 'tdx-v18', 'attr-filter', 'gmem-in-place'] as const;
-export type FilterForm = (typeof FILTER_FORMS)[number];
-export const GMEM_FILTERS = ['by-target', 'by-content'] as const;
-
-export interface CreateVmOptions {
-  /** Default 'default': a VM without private memory. */
-  type?: VmType;
-  /** The rules; default 'rfc-v4': the RFC's filter and vendor callback over the rules of 6.12. */
-  kernel?: KernelProfile;
-  /** What the selector of a kvm_gfn_range means; default the kernel's own. */
-  filterForm?: FilterForm;
-  /** Capacity in bytes of all memslots together; creates none. */
-  memory: U64;
-  /** Default 1. */
-  vcpus?: number;
-  /** Physical address bits of the host, 36 to 52; default 52. Up to 48 the page tables have four levels. */
-  maxphyaddr?: number;
-  /** Guest physical address width of a TD; default 48. */
-  gpaw?: 48 | 52;
-  quirks?: {
-    /** KVM_X86_QUIRK_SLOT_ZAP_ALL; default true. */
-    slotZapAll?: boolean;
-  };
-  /** Module parameters, as at boot. */
-  nxHugePages?: boolean;
-  eagerPageSplit?: boolean;
-  mmioCaching?: boolean;
-  /** The hull covers huge regions at a conversion's ends (6.12.117, 6.16); default true. */
-  hugepageGuard?: boolean;
-  /** A TD's guest that touches a PENDING page kills the VM (true, the default) or takes a #VE. */
-  septVeDisable?: boolean;
-  /** A TD's own: its build phase, page sizes and policies. Only with type 'tdx'. */
-  td?: TdOptions;
-  /**
-   * An SNP guest's accesses also meet the gpa and the validated bit of the RMP entry, as in hardware: the guest must
-   * pvalidate() a private page before it touches it. Default false. The level is always met.
-   */
-  rmpChecks?: boolean;
-  /**
-   * filterForm 'gmem-in-place': what a conversion invalidates. 'by-target' (default): what the new attributes leave behind.
-   * 'by-content': what the range holds, so both mappings of a mixed range: the bug of July 2026.
-   */
-  gmemInvalidateFilter?: (typeof GMEM_FILTERS)[number];
-  /** Capacity of the trace in 16-byte records; default 0: no trace. */
-  traceRecords?: number;
-  /** The engine, where the shipped file cannot be found. */
-  wasm?: WasmSource;
-  /** The engine's second build, which steps() runs on, where the shipped file cannot be found (eptsim.steps.wasm). */
-  stepsWasm?: WasmSource;
-  /** The debug build of the engine: the same with assertions. */
-  debug?: boolean;
-}
-
-export type ResolvedOptions = Readonly<
-  Required<Omit<CreateVmOptions, 'wasm' | 'stepsWasm' | 'quirks' | 'memory' | 'td'>> & {
-    memory: bigint;
-    quirks: { slotZapAll: boolean };
-    /** Of a TD only. */
-    td: Readonly<Required<TdOptions>> | undefined;
-  }
->;
-
-const OWN_FORM: Readonly<Record<KernelProfile, FilterForm>> = {
-  'rfc-v4': 'rfc-v4',
-  'linux-6.12': 'none',
-  'linux-6.16': 'attr-filter',
-};
 /** The engine's numbers (assembly/control.ts). */
 const TYPE_NUMBERS: Readonly<Record<VmType, number>> = { default: 0, 'sw-protected': 1, snp: 4, tdx: 5 };
 
 const PAGE = 4096;
 /** No file backs that gpa: an answer, not an error. */
 const ENOENT = -2;
-const MIB = 1024 * 1024;
 /** Where each counter stands. */
 const COUNTER_INDEX: Readonly<Record<string, number | undefined>> = Object.fromEntries(
   COUNTER_NAMES.map((name, index) => [name, index]),
 );
-/** A Wasm memory of 32-bit addresses ends here. */
-const MEMORY_MAX = 65536 * 65536;
-
-/** The methods whose exports have other names. */
 /** Ranges that cross the boundary together: few enough to stay in the cache with their answers. */
 const RANGES_AT_ONCE = 2048;
 
+/** The methods whose exports have other names. */
 const METHOD_NAMES: Readonly<Record<string, string>> = {
   vcpuRun: 'run',
   vcpuSetInGuest: 'setInGuest',
@@ -195,78 +127,6 @@ const METHOD_NAMES: Readonly<Record<string, string>> = {
   abiZapGfnRange: 'zapGfnRange',
   vmFlushRemoteTlbs: 'flushRemoteTlbs',
 };
-
-function flag(value: unknown, name: string, byDefault: boolean): boolean {
-  if (value === undefined) return byDefault;
-  if (typeof value !== 'boolean') throw new TypeError(`${name} is ${String(value)}: it must be a boolean`);
-  return value;
-}
-
-function resolveTd(td: TdOptions): Required<TdOptions> {
-  return {
-    build: flag(td.build, 'td.build', false),
-    hugePages: flag(td.hugePages, 'td.hugePages', false),
-    zap: oneOf(td.zap ?? 'whole-leaf', 'td.zap', ZAP_POLICIES),
-    track: oneOf(td.track ?? 'per-page', 'td.track', TRACK_POLICIES),
-    localRetry: flag(td.localRetry, 'td.localRetry', true),
-    packages: integer(td.packages ?? 1, 'td.packages', 1, 64),
-  };
-}
-
-function resolve(options: CreateVmOptions): ResolvedOptions {
-  object(options, 'options');
-  if (options.memory === undefined) throw new TypeError('memory is missing: the capacity in bytes of all memslots');
-  const [low, high] = halvesOf(options.memory, 'memory');
-  const memory = BigInt(low) + (BigInt(high) << 32n);
-  if (memory === 0n || memory % 4096n !== 0n || memory > 2n ** 52n) {
-    throw new RangeError(`memory is ${memory}: it must be a multiple of 4096 within 4096 and 2^52 bytes`);
-  }
-  const kernel = oneOf(options.kernel ?? 'rfc-v4', 'kernel', KERNELS);
-  const gpaw = options.gpaw ?? 48;
-  if (gpaw !== 48 && gpaw !== 52) throw new RangeError(`gpaw is ${String(gpaw)}: it must be 48 or 52`);
-  if (options.quirks !== undefined) object(options.quirks, 'quirks');
-  const td = options.td ?? {};
-  object(td, 'td');
-  if (options.td !== undefined && options.type !== 'tdx') {
-    throw new RangeError(`td is given, and type is ${String(options.type ?? 'default')}: it must be tdx`);
-  }
-  const filterForm = oneOf(options.filterForm ?? OWN_FORM[kernel], 'filterForm', FILTER_FORMS);
-  if (filterForm === 'gmem-in-place' && kernel !== 'linux-6.16') {
-    throw new RangeError(`filterForm is "gmem-in-place", and kernel is "${kernel}": it must be "linux-6.16"`);
-  }
-  return {
-    type: oneOf(options.type ?? 'default', 'type', VM_TYPES),
-    kernel,
-    filterForm,
-    memory,
-    vcpus: integer(options.vcpus ?? 1, 'vcpus', 1, 4096),
-    maxphyaddr: integer(options.maxphyaddr ?? 52, 'maxphyaddr', 36, 52),
-    gpaw,
-    quirks: { slotZapAll: flag(options.quirks?.slotZapAll, 'quirks.slotZapAll', true) },
-    nxHugePages: flag(options.nxHugePages, 'nxHugePages', false),
-    eagerPageSplit: flag(options.eagerPageSplit, 'eagerPageSplit', true),
-    mmioCaching: flag(options.mmioCaching, 'mmioCaching', true),
-    hugepageGuard: flag(options.hugepageGuard, 'hugepageGuard', true),
-    septVeDisable: flag(options.septVeDisable, 'septVeDisable', true),
-    td: options.type === 'tdx' ? resolveTd(td) : undefined,
-    rmpChecks: flag(options.rmpChecks, 'rmpChecks', false),
-    gmemInvalidateFilter: oneOf(options.gmemInvalidateFilter ?? 'by-target', 'gmemInvalidateFilter', GMEM_FILTERS),
-    traceRecords: integer(options.traceRecords ?? 0, 'traceRecords', 0, 2 ** 27),
-    debug: flag(options.debug, 'debug', false),
-  };
-}
-
-/**
- * Bytes of linear memory for a guest: the fixed regions, the trace, and twice what the stores of every page can need at
- * worst (page tables, attributes, guest_memfd, host ptes, dirty bitmaps), up to what 32-bit addresses reach: operations
- * reserve more than they use, and free blocks come in sizes. Untouched memory costs nothing.
- */
-function memoryBytes(options: ResolvedOptions): number {
-  const pages = Number(options.memory / BigInt(PAGE));
-  const perPage = options.type === 'default' ? 4 : 6;
-  const wanted = 106 * MIB + options.traceRecords * 16 + pages * perPage;
-  return Math.min(Math.ceil(wanted / 65536) * 65536, MEMORY_MAX);
-}
 
 /**
  * Makes a VM.
@@ -1049,7 +909,7 @@ export class Vm {
   setSpteGfn(range: KvmGfnRange): boolean {
     return this.#gfnRange(3, 'setSpteGfn', range);
   }
-  /** kvm_zap_gfn_range(): [startGfn, endGfn) in all valid roots of every address space, private ones too. */
+  /** kvm_zap_gfn_range(): [startGfn, endGfn) in all valid roots of every address space; under tdx-v18 shared ones only. */
   zapGfnRange(startGfn: number, endGfn: number): void {
     integer(startGfn, 'startGfn', 0, 2 ** 52 - 1);
     integer(endGfn, 'endGfn', 0, 2 ** 52);

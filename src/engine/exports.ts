@@ -83,7 +83,6 @@ export interface EngineExports {
   inspectLeafs: Call;
   inspectRmp: Call;
   inspectSept: Call;
-  inspectTables: Call;
   inspectWalk: Call;
   inspectSpte: Call;
   inspectSptes: Call;

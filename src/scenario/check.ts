@@ -4,10 +4,10 @@
 // What only a run can know (a limit on a parameter, a counter's name) is left to run.ts.
 
 import { HOST_KINDS } from '../host-memory.ts';
+import { FILTER_FORMS, GMEM_FILTERS, KERNELS, VM_TYPES } from '../options.ts';
 import type { ScenarioPath } from '../scenario.ts';
 import { PAGE_SIZES } from '../snp.ts';
 import { TRACK_POLICIES, ZAP_POLICIES } from '../tdx.ts';
-import { FILTER_FORMS, GMEM_FILTERS, KERNELS, VM_TYPES } from '../vm.ts';
 import { CONSTANTS, describe } from './expression.ts';
 import { type Field, fieldFault, flag, number, optional, u64, word } from './fields.ts';
 import { METHODS, methodNamed } from './methods.ts';

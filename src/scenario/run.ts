@@ -7,9 +7,10 @@
 import { KvmError } from '../errors.ts';
 import type { GuestMemfd } from '../guest-memfd.ts';
 import type { Loss } from '../losses.ts';
+import type { CreateVmOptions } from '../options.ts';
 import type { MemorySection, Parameter, Quantity, Scenario, ScenarioPath, ScenarioStep, Variant } from '../scenario.ts';
 import type { PageSize } from '../snp.ts';
-import { type CreateVmOptions, createVm, type Losses, type Vm } from '../vm.ts';
+import { createVm, type Losses, type Vm } from '../vm.ts';
 import { scenarios } from './built-in.ts';
 import { COMPARISON, checkScenario, MEMORY_FIELDS, type ScenarioFault, VARIANT_NAMES, VM_FIELDS } from './check.ts';
 import { describe, ExpressionError, isQuantity, type Scope, type Value } from './expression.ts';
