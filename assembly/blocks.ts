@@ -40,7 +40,7 @@ function reserveBlocks(uppers: u64, blocks: u64): bool {
   if (ctl.arenaBlocks > ctl.arenaNext) left = <u64>(ctl.arenaBlocks - ctl.arenaNext);
   // Nearly always there is more than enough that was never used.
   if (uppers * UPPER_BLOCKS + blocks + 2 * QUAD_BLOCKS <= left) return true;
-  // allocate() cuts quads into single planes, which leaves less than one of them unused.
+  // allocatePlane() cuts quads into single planes, which leaves less than one of them unused.
   const wanted = ((blocks + 3) >> 2) + 2;
   const freeUppers = <u64>ctl.stackCount2;
   const freeQuads = <u64>ctl.stackCount1;
@@ -79,7 +79,7 @@ export function reserveWanted(): bool {
 }
 
 /** Adds what a boundary at `key` needs at most: upper tables down to it, and a leaf table where it falls inside one. */
-export function wantCut(entryPtr: usize, level: i32, key: u64): void {
+function wantCut(entryPtr: usize, level: i32, key: u64): void {
   if ((key & 511) != 0) wantedBlocks += LEAF_GROWTH_BLOCKS;
   while (level > 2 && (key & (pagesOf(level) - 1)) != 0) {
     if (tagOf(entryPtr) != TABLE) {

@@ -1,4 +1,5 @@
-// The funnel of every change of sptes: it checks that the kernel allows the transition, and reports it.
+// The funnel of changes of sptes: it checks that the kernel allows the transition, and reports it. Runs within a leaf table,
+// which become other leaves or nothing and so are allowed, are reported by their walk (tdp_iter.ts, emitLeafTable()).
 //
 // Counts of leaves and tables are kept where a run is changed (tdp_mmu.ts); what is one entry in the kernel is a run of
 // alike entries here.

@@ -29,6 +29,7 @@ import { sideGet, sideKey } from './side';
 import { KIND, PRESENT } from './spte';
 import { EBADF, EINVAL, ENOENT, STATUS_NO_HANDLE } from './status';
 import {
+  entryOf,
   findRoot,
   indexOf,
   keyBitsOf,
@@ -36,7 +37,6 @@ import {
   ROOT_MIRROR,
   Root,
   rootAt,
-  rootEntry,
   rootEntryLevel,
 } from './tdp_mmu';
 import { SEPT_BLOCKED, SEPT_PRESENT } from './tdx_module';
@@ -55,6 +55,11 @@ function put(index: u32, a: f64, b: f64, c: f64, d: f64, e: f64, f: f64): void {
   store<f64>(ptr, f, 40);
 }
 
+/** End of the keys of a root whose keys have `bits` set, the shared bit or none. */
+function keysEnd(bits: u64): u64 {
+  return bits != 0 ? bits * 2 : pagesOf(rootEntryLevel());
+}
+
 /**
  * Leaf runs of a root from `fromGfn` on, each level, gfn, leaves, flags, 0, 0 at IO_BASE. Returns how many; a full
  * buffer asks to go on behind the last.
@@ -63,11 +68,11 @@ export function inspectLeafs(rootIndex: u32, fromGfn: f64): i32 {
   if (rootIndex >= ctl.rootHighWater || rootAt(rootIndex).used == 0) return STATUS_NO_HANDLE;
   const root = rootAt(rootIndex);
   const bits = keyBitsOf(root);
-  const limit = bits != 0 ? bits * 2 : pagesOf(rootEntryLevel());
+  const limit = keysEnd(bits);
   let key = <u64>fromGfn + bits;
   let records: u32 = 0;
   while (key < limit && records < RECORDS_MAX) {
-    treeAt(rootEntry(root), rootEntryLevel(), key);
+    treeAt(entryOf(root), rootEntryLevel(), key);
     const end = min(atEnd, limit);
     if (atFlags & PRESENT) {
       const pages = pagesOf(atLevel);
@@ -99,25 +104,6 @@ export function inspectSept(fromGfn: f64): i32 {
   return <i32>records;
 }
 
-/** Non-leaf entries of a root, each level, gfn at IO_BASE, ascending by level from the top; at most what fits. */
-export function inspectTables(rootIndex: u32): i32 {
-  if (rootIndex >= ctl.rootHighWater || rootAt(rootIndex).used == 0) return STATUS_NO_HANDLE;
-  return <i32>tablesOf(rootEntry(rootAt(rootIndex)), rootEntryLevel(), 0, 0);
-}
-function tablesOf(entryPtr: usize, level: i32, base: u64, records: u32): u32 {
-  if (tagOf(entryPtr) != TABLE) return records;
-  const childLevel = level - 1;
-  for (let index: u32 = 0; index < 512 && records < RECORDS_MAX; index++) {
-    const child = childPtr(entryPtr, index);
-    const tag = tagOf(child);
-    if (tag == EMPTY || tag == LEAF) continue;
-    const childBase = base + <u64>index * pagesOf(childLevel);
-    put(records, <f64>childLevel, <f64>childBase, <f64>(tag >= UNIFORM ? leafLevelOf(child) : 0), 0, 0, 0);
-    records = tablesOf(child, childLevel, childBase, records + 1);
-  }
-  return records;
-}
-
 /**
  * The entries that a walk for `gfn` passes: level, class (as trace.ts), flags, first gfn, mark, index at IO_BASE.
  * Returns how many.
@@ -127,7 +113,7 @@ export function inspectWalk(rootIndex: u32, gfn: f64): i32 {
   const root = rootAt(rootIndex);
   const bits = keyBitsOf(root);
   const key = <u64>gfn | bits;
-  let entry = rootEntry(root);
+  let entry = entryOf(root);
   let at = rootEntryLevel();
   let records: u32 = 0;
   while (at > 1) {
@@ -172,7 +158,7 @@ export function inspectWalk(rootIndex: u32, gfn: f64): i32 {
 
 /** What a walk for `key` ends at: the code of trace.ts, and the level at bit 16. */
 export function spteAt(root: Root, key: u64): u32 {
-  return spteBelow(root, rootEntry(root), rootEntryLevel(), key);
+  return spteBelow(root, entryOf(root), rootEntryLevel(), key);
 }
 
 /** As spteAt(), from the entry of `level` on. */
@@ -217,7 +203,7 @@ export function gfnOf(value: f64): u64 {
 export function inspectSptes(kind: u32, asId: u32, gfns: u32): u32 {
   const root = findRoot(kind, asId);
   const bits: u64 = root === null ? 0 : keyBitsOf(root);
-  const top: usize = root === null ? 0 : rootEntry(root);
+  const top: usize = root === null ? 0 : entryOf(root);
   // The level-3 entries of the last gfn's 512 GiB, where most walks can begin; 0 if there are none.
   let near: u64 = ~(<u64>0);
   let table: usize = 0;
@@ -368,10 +354,10 @@ export function vmCheck(): i32 {
     if (root.used == 0 || root.invalid != 0) continue;
     if (index == 0 && ctl.flushOwed != 0) find(FOUND_UNFLUSHED, root, 0, 0);
     const bits = keyBitsOf(root);
-    const limit = bits != 0 ? bits * 2 : pagesOf(rootEntryLevel());
+    const limit = keysEnd(bits);
     let key = bits;
     while (key < limit) {
-      treeAt(rootEntry(root), rootEntryLevel(), key);
+      treeAt(entryOf(root), rootEntryLevel(), key);
       const end = min(atEnd, limit);
       if (atFlags & PRESENT) checkRun(root, key - bits, end - bits, atFlags, atLevel);
       key = end;
@@ -396,7 +382,7 @@ function checkSept(): void {
     let present = false;
     let level = septLevel;
     if (root !== null) {
-      treeAt(rootEntry(root), rootEntryLevel(), gfn);
+      treeAt(entryOf(root), rootEntryLevel(), gfn);
       present = (atFlags & PRESENT) != 0;
       level = atLevel;
       end = min(end, atEnd);
@@ -422,10 +408,10 @@ export function staleSharedLeafs(): f64 {
     const root = rootAt(index);
     if (root.used == 0 || root.invalid != 0 || root.kind != ROOT_DIRECT) continue;
     const bits = keyBitsOf(root);
-    const limit = bits != 0 ? bits * 2 : pagesOf(rootEntryLevel());
+    const limit = keysEnd(bits);
     let key = bits;
     while (key < limit) {
-      treeAt(rootEntry(root), rootEntryLevel(), key);
+      treeAt(entryOf(root), rootEntryLevel(), key);
       const end = min(atEnd, limit);
       const shared = (atFlags & PRESENT) != 0 && (atFlags & KIND) == 0;
       if (shared) {

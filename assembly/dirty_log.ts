@@ -23,7 +23,7 @@ import { flushRemoteTlbsRange } from './tlb';
 import { EV_CLEAR_DIRTY_MASK, EV_SPLIT_HUGE, EV_WRITE_PROTECT_GFN, EV_WRPROT_SLOT, trace, trace2 } from './trace';
 
 /** KVM_DIRTY_LOG_INITIALLY_SET together with KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE */
-export function manualProtectAndInitSet(): bool {
+function manualProtectAndInitSet(): bool {
   return (ctl.manualDirtyLog & 2) != 0;
 }
 

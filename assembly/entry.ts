@@ -7,7 +7,7 @@
 //   │ descriptor │ block      │ counts     │ block2     │
 //   └────────────┴────────────┴────────────┴────────────┘
 //   descriptor: tag 0-2 │ leaf level 3-6 │ flags 8-15 │ planes 16-23 │ allocated planes 24-31
-//   counts:     present 0-9 │ accessed 10-19 │ side records 20-29 │ mark 30
+//   counts:     present 0-9 │ accessed 10-19 │ side records 20-29 │ marks 30, 31
 //
 //   EMPTY    nothing below, no table linked
 //   LEAF     one leaf of this entry's own level (2 or above)

@@ -9,7 +9,7 @@ import { IO_BASE } from './layout';
 import { lossRequest, PRODUCER_DIRECT } from './losses';
 import { endGfnOf, Memslot, memslotAt } from './memslots';
 import { ageGfn, setSpteGfn, testAgeGfn, unmapGfnRange, zapGfnRange } from './mmu';
-import { zapEntryAt, zapEntryClear, zapEntryFlags, zapEntryLevel, zapEntryTouch } from './page_table';
+import { flagsIn, zapEntryAt, zapEntryClear, zapEntryLevel, zapEntryTouch } from './page_table';
 import { EINVAL, EIO, EOPNOTSUPP, STATUS_CAPACITY } from './status';
 import {
   findRoot,
@@ -241,7 +241,7 @@ function findEntries(root: Root, startsPtr: usize, foundPtr: usize, ranges: u32,
 
 /** What the walk for `key` ends at, in `entry` of zapEntryAt(); as spteAt(). */
 function spteInEntry(root: Root, entry: usize, key: u64): u32 {
-  const flags = zapEntryFlags(entry, key);
+  const flags = flagsIn(entry, key);
   return flags == 0 && ctl.sideCount != 0
     ? spteAt(root, key)
     : codeOfFlags(flags) | ((<u32>zapEntryLevel(entry)) << 16);

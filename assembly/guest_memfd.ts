@@ -41,7 +41,7 @@ import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './i
 import { GMEM_BYTES, GMEMS_MAX } from './layout';
 import { PRODUCER_GMEM_ERROR, PRODUCER_GMEM_PUNCH, PRODUCER_GMEM_RELEASE } from './losses';
 import { guardEnds } from './mem_attributes';
-import { BY_GFN, Memslot, slotAtPlace, slotCount } from './memslots';
+import { BY_GFN, endGfnOf, Memslot, slotAtPlace, slotCount } from './memslots';
 import { unmapGfnRange, wantGfnRange } from './mmu';
 import { freeSubtree, treeCount, treeFlags, treeModify, treeRunEnd, treeSet } from './page_table';
 import { PAUSE_GMEM_ZAPPED, pausePoint } from './pause';
@@ -278,7 +278,7 @@ export function wantBindings(file: u32, start: u64, end: u64): void {
     if (slot.gmem != file || first >= end || after <= start) continue;
     wantGfnRange(slot, slot.baseGfn + (max(first, start) - first), slot.baseGfn + (min(after, end) - first));
     if (ctl.filterForm == FORM_GMEM_IN_PLACE) {
-      wantAttributes(slot.baseGfn, slot.baseGfn + slot.npages);
+      wantAttributes(slot.baseGfn, endGfnOf(slot));
     }
   }
 }
@@ -370,7 +370,7 @@ export function gmemRelease(fd: i32, serial: u32): i32 {
     const slot = slotAtPlace(0, BY_GFN, place);
     if (slot.gmem != file) continue;
     if (ctl.filterForm == FORM_GMEM_IN_PLACE) {
-      setAttributes(slot.baseGfn, slot.baseGfn + slot.npages, false);
+      setAttributes(slot.baseGfn, endGfnOf(slot), false);
     }
     slot.gmem = 0;
   }
@@ -455,7 +455,7 @@ export function gmemGetPfn(slot: Memslot, gfn: u64, limitPages: u64, isPrivate: 
 let blockStart: u64 = 0;
 function hugeBlockOf(slot: Memslot, gfn: u64): bool {
   const base = gfn & ~511;
-  if (slot.gmem == 0 || base < slot.baseGfn || base + 512 > slot.baseGfn + slot.npages) return false;
+  if (slot.gmem == 0 || base < slot.baseGfn || base + 512 > endGfnOf(slot)) return false;
   blockStart = base - slot.baseGfn + slot.gmemPgoff;
   return (blockStart & 511) == 0;
 }

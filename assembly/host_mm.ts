@@ -382,11 +382,11 @@ function wantRangeEvents(start: u64, end: u64, events: u32): void {
 
 /**
  * Splits the huge page at `base`, if there is one, into ptes; a file's is unmapped instead and stays in its cache.
- * The event comes in any case. Returns whether it met a memslot.
+ * The event comes in any case.
  * Mirrors: __split_huge_pmd(), mm/huge_memory.c
  */
-function splitHugePmd(base: u64, isShared: bool): bool {
-  const met = startEvent(base, base + PMD);
+function splitHugePmd(base: u64, isShared: bool): void {
+  startEvent(base, base + PMD);
   let isZero = false;
   if (isHugeAt(base)) {
     const flags = atFlags;
@@ -396,7 +396,6 @@ function splitHugePmd(base: u64, isShared: bool): bool {
   }
   if (isZero) endEventGone(base, base + PMD);
   else endEvent(base, base + PMD);
-  return met;
 }
 
 /**
@@ -485,23 +484,19 @@ export let hostLevel: i32 = 0;
 export let hostWritable: bool = false;
 /** Pages from the faulted one on that are now mapped alike, at most as many as were asked for. */
 export let hostRunPages: u64 = 0;
-/** Whether the fault fired an event that met a memslot: KVM's fault is to be tried again. */
-export let hostNotifiedSlot: bool = false;
 
-function setResult(level: i32, flags: u32, runPages: u64, notified: bool): void {
+function setResult(level: i32, flags: u32, runPages: u64): void {
   hostLevel = level;
   hostWritable = (flags & PAGE_WRITABLE) != 0;
   hostRunPages = runPages;
-  hostNotifiedSlot = notified;
 }
 
 /** Replaces a page that is not the area's own by a copy. Mirrors: wp_page_copy(), mm/memory.c */
-function copyPage(index: u32, hva: u64): bool {
-  const met = startEvent(hva, hva + PAGE);
+function copyPage(index: u32, hva: u64): void {
+  startEvent(hva, hva + PAGE);
   prepareAnonVma(index);
   setPteAt(hva, PAGE_PRESENT | PAGE_OWN | PAGE_WRITABLE);
   endEventGone(hva, hva + PAGE);
-  return met;
 }
 
 /** A fault on a page that is mapped: permissions of an own page are raised in place, any other page is copied. */
@@ -509,20 +504,19 @@ function faultMapped(index: u32, page: u64, last: u64, write: bool): void {
   const flags = atFlags;
   const level = atLevel;
   if (!write || (flags & (PAGE_WRITABLE | PAGE_LAZYFREE)) == PAGE_WRITABLE) {
-    setResult(level, flags, mappedEnd(page, last) - page, false);
+    setResult(level, flags, mappedEnd(page, last) - page);
     return;
   }
   if (flags & PAGE_OWN) {
     const end = mappedEnd(page, last);
     treeModify(HOST_TREE, HOST_LEVEL, page, end, PAGE_PRESENT | PAGE_OWN, PAGE_LAZYFREE, PAGE_WRITABLE);
-    setResult(level, PAGE_WRITABLE, end - page, false);
+    setResult(level, PAGE_WRITABLE, end - page);
     return;
   }
   const hva = page << 12;
-  let met: bool = false;
-  if (level == 2) met = splitHugePmd(down(hva, PMD), false);
-  met = copyPage(index, hva) || met;
-  setResult(1, PAGE_WRITABLE, 1, met);
+  if (level == 2) splitHugePmd(down(hva, PMD), false);
+  copyPage(index, hva);
+  setResult(1, PAGE_WRITABLE, 1);
 }
 
 /** A first touch: maps what single faults one after the other would map of [page, last). */
@@ -575,7 +569,7 @@ function faultAbsent(index: u32, page: u64, last: u64, write: bool): void {
     if (write || level == 2) prepareAnonVma(index);
   }
   treeSet(HOST_TREE, HOST_LEVEL, start, end, level, flags);
-  setResult(level, flags, min(end, last) - page, false);
+  setResult(level, flags, min(end, last) - page);
 }
 
 /** Requires: `page` lies in the area at `index`, whose protection allows the access; room is reserved. */
@@ -588,13 +582,13 @@ function faultPage(index: u32, page: u64, limitPages: u64, write: bool): void {
 
 /**
  * Faults in one page for KVM; a uniform area follows at once, up to `limitPages`. Results: hostLevel, hostWritable,
- * hostRunPages, hostNotifiedSlot.
+ * hostRunPages.
  * Requires: reserveFault().
  * Returns: -EFAULT without an area that allows the access.
  * Mirrors: hva_to_pfn(), virt/kvm/kvm_main.c; check_vma_flags(), mm/gup.c; handle_mm_fault(), mm/memory.c
  */
 export function hostFault(hva: u64, write: bool, limitPages: u64): i32 {
-  setResult(1, 0, 1, false);
+  setResult(1, 0, 1);
   const index = lookupVma(hva);
   if (index == ctl.vmaCount) return -EFAULT;
   if ((vmaAt(index).prot & (write ? PROT_WRITE : PROT_READ)) == 0) return -EFAULT;
@@ -632,12 +626,6 @@ export function hostFaultPlain(hva: u64, write: bool, limitPages: u64): u64 {
 export function hostLevelAt(hva: u64): i32 {
   readAt(hva);
   return isMapped(atFlags) ? atLevel : 1;
-}
-
-/** What maps `hva`, for people: flags, level << 8; 0 if nothing. */
-export function hostPeek(hva: u64): u32 {
-  readAt(hva);
-  return isMapped(atFlags) ? atFlags | ((<u32>atLevel) << 8) : 0;
 }
 
 /**

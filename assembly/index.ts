@@ -70,7 +70,6 @@ export {
   inspectSept,
   inspectSpte,
   inspectSptes,
-  inspectTables,
   inspectWalk,
   staleSharedLeafs,
   vmCheck,

@@ -12,7 +12,7 @@ export function allowedLevel(slot: Memslot, gfn: u64, maxLevel: i32): i32 {
   return level;
 }
 
-/** Private memory is mapped by 4K pages: guest_memfd allocates no others. */
+/** The level that dirty logging's end recovers huge pages to: private memory stays mapped by 4K pages. */
 export function maxMappingLevel(slot: Memslot, gfn: u64): i32 {
   if ((slot.flags & MEM_GUEST_MEMFD) != 0 && memIsPrivate(gfn)) return 1;
   const level = allowedLevel(slot, gfn, 3);

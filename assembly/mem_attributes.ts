@@ -64,7 +64,7 @@ export function vmSetMemoryAttributes(address: u64, size: u64, attributes: u64, 
 }
 
 /** How many slots, over all address spaces, meet [startGfn, endGfn). */
-export function slotsMeeting(startGfn: u64, endGfn: u64): u32 {
+function slotsMeeting(startGfn: u64, endGfn: u64): u32 {
   let met: u32 = 0;
   for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
     for (let place = firstPlaceByGfn(asId, startGfn); place < slotCount(asId); place++) {

@@ -7,7 +7,6 @@ import { PRODUCER_NOTIFIER } from './losses';
 import { BY_HVA, endHvaOf, Memslot, slotAtPlace, slotCount } from './memslots';
 import { ageGfn, setSpteGfn, testAgeGfn, unmapGfnRange, wantGfnRange, wantGfnRanges } from './mmu';
 import { treeSet } from './page_table';
-import { PAUSE_NOTIFIER_STARTED, pausePoint } from './pause';
 import { findRoot, ROOT_DIRECT, tdpMmuHasLeafs } from './tdp_mmu';
 import { flushRemoteTlbs } from './tlb';
 import { EV_AGE_HVA, EV_RECLAIMED, EV_TEST_AGE_HVA, EV_UNMAP_HVA, trace, trace2 } from './trace';
@@ -81,32 +80,22 @@ export function mmuNotifierInvalidateRangeEnd(start: u64, end: u64): void {
   ctl.notifierActive--;
 }
 
-/** A start and its end with nothing between. Returns whether a slot was met. */
-export function mmuNotifierEvent(start: u64, end: u64): bool {
-  const met = mmuNotifierInvalidateRangeStart(start, end, true);
-  pausePoint(PAUSE_NOTIFIER_STARTED);
-  mmuNotifierInvalidateRangeEnd(start, end);
-  return met;
-}
-
 /** Adds to a reservation what one event over [start, end) needs in the slots that it meets. */
 export function wantEvent(start: u64, end: u64): void {
-  for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
-    for (let place: u32 = 0; place < slotCount(asId); place++) {
-      const slot = slotAtPlace(asId, BY_HVA, place);
-      if (slot.hva >= end) break;
-      if (clampTo(slot, start, end)) wantGfnRange(slot, rangeStart, rangeEnd);
-    }
-  }
+  wantSlots(start, end, false);
 }
-
 /** As wantEvent(), for any number of events in [start, end), each for a part of it. */
 export function wantEvents(start: u64, end: u64): void {
+  wantSlots(start, end, true);
+}
+function wantSlots(start: u64, end: u64, inParts: bool): void {
   for (let asId: u32 = 0; asId < ctl.asCount; asId++) {
     for (let place: u32 = 0; place < slotCount(asId); place++) {
       const slot = slotAtPlace(asId, BY_HVA, place);
       if (slot.hva >= end) break;
-      if (clampTo(slot, start, end)) wantGfnRanges(slot, rangeStart, rangeEnd);
+      if (!clampTo(slot, start, end)) continue;
+      if (inParts) wantGfnRanges(slot, rangeStart, rangeEnd);
+      else wantGfnRange(slot, rangeStart, rangeEnd);
     }
   }
 }

@@ -1,7 +1,7 @@
 // A fault in two phases: take the sequence number and the page, then install or learn that it went stale.
 //
 // One record holds a fault between its phases, so that an invalidation can be placed there. A run of faults that would
-// all end alike is carried out at once (faultRun), which is what lets a terabyte be pre-faulted.
+// all end alike is carried out at once (extendRun), which is what lets a terabyte be pre-faulted.
 // Mirrors: arch/x86/kvm/mmu/mmu.c (kvm_mmu_faultin_pfn, kvm_mmu_hugepage_adjust, kvm_tdp_mmu_page_fault),
 // arch/x86/kvm/mmu/spte.c (make_spte). Left out: write tracking, access tracking without A/D bits, async faults.
 
@@ -30,6 +30,7 @@ import { LT, pagesOf, sideCount, tagOf, UNIFORM } from './entry';
 import { gmemAllocateHugeBlock, gmemGetPfn, gmemHasHugeBlock, gmemLevel, gmemRunPages } from './guest_memfd';
 import { hostFault, hostFaultPlain, hostLevel, hostRunPages, hostWritable } from './host_mm';
 import { mmuInvalidateRetryGfn, mmuInvalidateRetryGfnUnsafe } from './invalidate';
+import { FAULT_BYTES, FAULTS_BASE, FAULTS_MAX, QUAD_BLOCKS, UPPER_BLOCKS } from './layout';
 import { ltRunEnd } from './leaf_table';
 import { allowedLevel } from './mapping_level';
 import { memIsPrivate } from './mem_attributes';
@@ -47,6 +48,7 @@ import { sideHasRoom } from './side';
 import { ACCESSED, HOST_WRITABLE, KIND, MMU_WRITABLE, NX, PRESENT, WRITABLE } from './spte';
 import { EFAULT, EIO } from './status';
 import {
+  keyBitsOf,
   mappedNewFlags,
   mappedOldFlags,
   mappedOverTable,
@@ -82,7 +84,7 @@ import {
 } from './tdp_mmu';
 import { tdxGuestInhibit, tdxGuestInhibits, tdxSeptLink, tdxSeptSet, tdxSeptSetRun, tdxSeptSplit } from './tdx';
 import { septQuiet, TD_BUILD, TDX_OPERAND_BUSY, TDX_SUCCESS } from './tdx_module';
-import { codeOfMmio, EV_MARK_MMIO_SPTE, trace } from './trace';
+import { codeOfMmio, EV_MARK_MMIO_SPTE, setByVcpu, trace } from './trace';
 import { Vcpu, vcpuAt } from './vcpus';
 
 export const ACCESS_READ: u32 = 0;
@@ -127,8 +129,6 @@ export class Fault {
 }
 if (offsetof<Fault>() != 128) ERROR('Fault is no longer 128 bytes: redraw it');
 
-/** Space for a fault that is carried through at once: the last record of the table. */
-import { FAULT_BYTES, FAULTS_BASE, FAULTS_MAX, QUAD_BLOCKS, UPPER_BLOCKS } from './layout';
 export function faultAt(index: u32): Fault {
   return changetype<Fault>(FAULTS_BASE + <usize>index * FAULT_BYTES);
 }
@@ -384,7 +384,7 @@ function extendRun(fault: Fault, slot: Memslot, root: Root, goal: i32): void {
     if (!alike || (goal > 1 && atTag == LT)) break;
     if (goal > 1 && atTag >= UNIFORM && atLevel < goal) break;
     if (ctl.sideCount != 0 && goal == 1 && sideIn(root, gfn, min(limit, atEnd))) break;
-    const end = min(limit, atEnd & ~keyMask(root));
+    const end = min(limit, atEnd & ~keyBitsOf(root));
     if (end <= gfn) break;
     gfn = end;
   }
@@ -394,9 +394,6 @@ function extendRun(fault: Fault, slot: Memslot, root: Root, goal: i32): void {
   fault.runPages = gfn - fault.gfn;
 }
 
-function keyMask(root: Root): u64 {
-  return root.kind == ROOT_DIRECT ? ctl.directBits : 0;
-}
 function hugeMarked(root: Root, gfn: u64, level: i32): bool {
   return ctl.nxHugePages != 0 && tdpMmuNxDisallowed(root, gfn, level);
 }
@@ -507,9 +504,18 @@ export function faultBegin(fault: Fault): i32 {
   return faultinPfn(fault);
 }
 
-/** The second phase; the third on a mirror root that froze. A BUG marks the VM dead and changes nothing. */
+/** The second phase; faultThaw() is the third on a mirror root that froze. A BUG marks the VM dead and changes nothing. */
 export function faultFinish(fault: Fault, stepwise: bool): i32 {
-  return bugOr(fault, install(fault, stepwise));
+  setByVcpu(true);
+  const result = bugOr(fault, install(fault, stepwise));
+  setByVcpu(false);
+  return result;
+}
+
+/** Both phases, one right after the other. Requires: initFault(), reserveFault(). */
+export function faultAtOnce(fault: Fault): i32 {
+  const result = faultBegin(fault);
+  return result == 0 ? faultFinish(fault, false) : result;
 }
 
 /**
@@ -556,5 +562,8 @@ export function faultThaw(fault: Fault): i32 {
   const root = rootOf(fault);
   ctl.frozenFaults--;
   if (root === null) return RET_PF_RETRY;
-  return bugOr(fault, setMirror(fault, slotOf(fault), root));
+  setByVcpu(true);
+  const result = bugOr(fault, setMirror(fault, slotOf(fault), root));
+  setByVcpu(false);
+  return result;
 }

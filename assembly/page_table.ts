@@ -140,7 +140,7 @@ export function uniformTables(level: i32, leafLevel: i32): u64 {
 }
 
 /** Tables linked below an entry, the one it links included. */
-export function tablesBelow(entryPtr: usize, level: i32): u64 {
+function tablesBelow(entryPtr: usize, level: i32): u64 {
   const tag = tagOf(entryPtr);
   if (tag == LT) return 1;
   if (tag >= UNIFORM) return uniformTables(level, leafLevelOf(entryPtr));
@@ -317,66 +317,6 @@ export function leafTableAt(entryPtr: usize, level: i32, key: u64): usize {
   return tagOf(entryPtr) == LT ? entryPtr : 0;
 }
 
-/**
- * Makes keys [from, to) of what zapEntryAt() found absent. Returns how many leaves there were. Requires: reserve() for a
- * boundary path.
- */
-export function zapEntryClear(entryPtr: usize, key: u64, from: i32, to: i32): u32 {
-  if (tagOf(entryPtr) == LT) {
-    const isInWord = from >> 6 == (to - 1) >> 6;
-    return isInWord ? ltClearInWord(entryPtr, from, to) : ltClear(entryPtr, from, to);
-  }
-  if (zapEntryLevel(entryPtr) == 2) {
-    const leafs = tagOf(entryPtr);
-    setEmpty(entryPtr);
-    return leafs;
-  }
-  if (!takesChunks(entryPtr)) return 0;
-  const chunk = <i32>indexAt(key, 2);
-  return chunksClear(entryPtr, chunk, chunk + 1) << 9;
-}
-
-/** The level at which a walk ends in what zapEntryAt() found: 2 at a leaf or nothing, else 1. */
-export function zapEntryLevel(entryPtr: usize): i32 {
-  return tagOf(entryPtr) <= LEAF ? 2 : 1;
-}
-
-/** The flags of `key` in what zapEntryAt() found for it; 0 if absent. */
-export function zapEntryFlags(entryPtr: usize, key: u64): u32 {
-  const tag = tagOf(entryPtr);
-  if (tag == LT) return ltFlags(entryPtr, <i32>(key & 511));
-  if (tag == CHUNKS) return chunkFlags(entryPtr, indexAt(key, 2));
-  return flagsOf(entryPtr) & 1 ? flagsOf(entryPtr) : 0;
-}
-
-/**
- * Where `key`'s presence can be changed, given the level-3 entries of its 512 GiB: the leaf table that holds it or, if all
- * 512 keys around it are meant, a level-2 entry with a leaf or nothing, or a GiB of leaf tables that are all alike, or full
- * or empty; 0 if there is none of these.
- */
-export function zapEntryAt(levelThree: usize, key: u64, isWhole: bool): usize {
-  const upper = levelThree + ((<usize>indexAt(key, 3)) << 4);
-  const desc = load<u32>(upper);
-  if ((desc & 7) != TABLE) {
-    return isWhole && ((desc & 127) == UNIFORM_OF_4K || (desc & 127) == CHUNKS_OF_4K) ? upper : 0;
-  }
-  const table = childPtr(upper, indexAt(key, 2));
-  const tag = tagOf(table);
-  return tag == LT || (isWhole && tag <= LEAF) ? table : 0;
-}
-
-/** What zapEntryTouch() read: so that no optimiser leaves it out. */
-let touched: u32 = 0;
-
-/**
- * Reads the words of `key`'s presence and A in a leaf table, if they are stored. Done for many keys before the first is
- * changed, their cache misses are waited for together.
- */
-export function zapEntryTouch(entryPtr: usize, key: u64): void {
-  if (((load<u32>(entryPtr) >> 24) & 15) == 0) return;
-  touched ^= load<u32>(wordPtr(entryPtr, 0, <i32>((<u32>key & 511) >> 6)));
-}
-
 /** Writes masks of the present keys of [key, key + 512) to `masks`. */
 export function treeMasks(entryPtr: usize, level: i32, key: u64, masks: usize): void {
   const table = leafTableAt(entryPtr, level, key);
@@ -450,6 +390,60 @@ export function treeHolds(entryPtr: usize, level: i32, start: u64, end: u64, pre
     child += ENTRY_BYTES;
   }
   return true;
+}
+
+// --- Zaps in place --------------------------------------------------------------------------------------------------
+
+/**
+ * Where `key`'s presence can be changed, given the level-3 entries of its 512 GiB: the leaf table that holds it or, if all
+ * 512 keys around it are meant, a level-2 entry with a leaf or nothing, or a GiB of leaf tables that are all alike, or full
+ * or empty; 0 if there is none of these.
+ */
+export function zapEntryAt(levelThree: usize, key: u64, isWhole: bool): usize {
+  const upper = levelThree + ((<usize>indexAt(key, 3)) << 4);
+  const desc = load<u32>(upper);
+  if ((desc & 7) != TABLE) {
+    return isWhole && ((desc & 127) == UNIFORM_OF_4K || (desc & 127) == CHUNKS_OF_4K) ? upper : 0;
+  }
+  const table = childPtr(upper, indexAt(key, 2));
+  const tag = tagOf(table);
+  return tag == LT || (isWhole && tag <= LEAF) ? table : 0;
+}
+
+/** What zapEntryTouch() read: so that no optimiser leaves it out. */
+let touched: u32 = 0;
+
+/**
+ * Reads the words of `key`'s presence and A in a leaf table, if they are stored. Done for many keys before the first is
+ * changed, their cache misses are waited for together.
+ */
+export function zapEntryTouch(entryPtr: usize, key: u64): void {
+  if (((load<u32>(entryPtr) >> 24) & 15) == 0) return;
+  touched ^= load<u32>(wordPtr(entryPtr, 0, <i32>((<u32>key & 511) >> 6)));
+}
+
+/**
+ * Makes keys [from, to) of what zapEntryAt() found absent. Returns how many leaves there were. Requires: reserve() for a
+ * boundary path.
+ */
+export function zapEntryClear(entryPtr: usize, key: u64, from: i32, to: i32): u32 {
+  if (tagOf(entryPtr) == LT) {
+    const isInWord = from >> 6 == (to - 1) >> 6;
+    return isInWord ? ltClearInWord(entryPtr, from, to) : ltClear(entryPtr, from, to);
+  }
+  if (zapEntryLevel(entryPtr) == 2) {
+    const leafs = tagOf(entryPtr);
+    setEmpty(entryPtr);
+    return leafs;
+  }
+  if (!takesChunks(entryPtr)) return 0;
+  const chunk = <i32>indexAt(key, 2);
+  return chunksClear(entryPtr, chunk, chunk + 1) << 9;
+}
+
+/** The level at which a walk ends in what zapEntryAt() found: 2 at a leaf or nothing, else 1. */
+export function zapEntryLevel(entryPtr: usize): i32 {
+  return tagOf(entryPtr) <= LEAF ? 2 : 1;
 }
 
 // --- Trees: writing --------------------------------------------------------------------------------------------------

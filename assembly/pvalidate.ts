@@ -9,7 +9,7 @@ import { C_PAGES_VALIDATED, C_PF_FIXED, C_PF_SPURIOUS, C_PF_TAKEN, count, ctl, V
 import { pagesOf } from './entry';
 import { gmemAt } from './gmems';
 import { endGfnOf, gfnToMemslot } from './memslots';
-import { faultBegin, faultFinish, initFault, RET_PF_MEMORY_FAULT, reserveFault, scratchFault } from './page_fault';
+import { faultAtOnce, initFault, RET_PF_MEMORY_FAULT, reserveFault, scratchFault } from './page_fault';
 import { atEnd, atFlags, atLevel } from './page_table';
 import { RMP_2M, RMP_ASSIGNED, rmpFlags, rmpGfn, rmpRunEnd, rmpValidate } from './rmp';
 import { ACCESSED, KIND, PRESENT } from './spte';
@@ -119,8 +119,7 @@ function mapPrivate(index: u32, root: Root, gfn: u64, endGfn: u64, level: i32): 
   const hasFolios = slot !== null && slot.gmem != 0 && gmemAt(slot.gmem - 1).folioOrder != 0;
   if (level == 1 && !hasFolios) fault.limitPages = <u32>min(endGfn - gfn, 0xffffffff);
   count(C_PF_TAKEN, 1);
-  let result = faultBegin(fault);
-  if (result == 0) result = faultFinish(fault, false);
+  let result = faultAtOnce(fault);
   if (result == RET_PF_MEMORY_FAULT) return -fault.error;
   if (result == RET_PF_RETRY) return -EINTR;
   if (result < 0) return result;

@@ -54,7 +54,7 @@ function originAt(gmem: Gmem, origin: u32): Origin {
   return changetype<Origin>(RMP_ORIGINS_BASE + <usize>gmemIndexOf(gmem) * RMP_ORIGINS_BYTES + ((<usize>origin) << 4));
 }
 
-export function rmpTree(gmem: Gmem): usize {
+function rmpTree(gmem: Gmem): usize {
   return changetype<usize>(gmem) + offsetof<Gmem>('rmpLo');
 }
 
@@ -70,7 +70,7 @@ function findOrigin(gmem: Gmem, delta: u64): u32 {
 }
 
 /** gfn less page index where `slot` binds its file. */
-export function deltaOf(slot: Memslot): u64 {
+function deltaOf(slot: Memslot): u64 {
   return slot.baseGfn - slot.gmemPgoff;
 }
 

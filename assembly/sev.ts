@@ -26,7 +26,7 @@ import { gmemAt } from './gmems';
 import { gmemGetPfn } from './guest_memfd';
 import { IO_BASE, PSC_BASE, PSC_BYTES } from './layout';
 import { memIsPrivate } from './mem_attributes';
-import { gfnToMemslot, MEM_GUEST_MEMFD } from './memslots';
+import { endGfnOf, gfnToMemslot, MEM_GUEST_MEMFD } from './memslots';
 import { zapGfnRange } from './mmu';
 import { RMP_2M, RMP_ASSIGNED, RMP_VALIDATED, rmpFlags, rmpGfn, rmpPsmash, rmpRunEnd } from './rmp';
 import { EBUSY, EINVAL, STATUS_NO_HANDLE } from './status';
@@ -90,7 +90,7 @@ export function rmpCheck(gfn: u64, limit: u64, level: i32): u32 {
   const delta = slot.baseGfn - slot.gmemPgoff;
   const page = gfn - delta;
   const flags = rmpFlags(gmem, page);
-  rmpCheckedEnd = rmpRunEnd(gmem, page, min(limit, slot.baseGfn + slot.npages) - delta) + delta;
+  rmpCheckedEnd = rmpRunEnd(gmem, page, min(limit, endGfnOf(slot)) - delta) + delta;
   if ((flags & RMP_ASSIGNED) == 0 || ((flags & RMP_2M) != 0) != level > 1) return RMP_FAULTS;
   if (ctl.rmpChecks == 0) return RMP_PASSES;
   if (rmpGfn(gmem, page, flags) != gfn) return RMP_FAULTS;

@@ -1,8 +1,8 @@
 // Sparse records of entries that carry more than flags: MMIO sptes with their generation, FROZEN sptes, and what is
 // BLOCKED in the S-EPT with its epoch.
 //
-// Open addressing with linear probing at SIDE_BASE; 16 bytes a record. The leaf table that holds such an entry counts
-// them (entry.ts), so that loops over ordinary leaves never look here.
+// Open addressing with linear probing at SIDE_BASE; 16 bytes a record. A leaf table counts those of
+// its 4K sptes (entry.ts), so that loops over ordinary leaves never look here.
 //
 //   0          8            16
 //   ├──────────┼────────────┤

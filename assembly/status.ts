@@ -22,8 +22,6 @@ export const EHWPOISON: i32 = 133;
 
 /** The engine's memory cannot hold the operation's worst case; nothing was changed. */
 export const STATUS_CAPACITY: i32 = -5000;
-/** The operation is paused: its stack waits in memory, vmResume() continues it. */
-export const STATUS_PAUSED: i32 = -5001;
 /** Another operation is paused where KVM holds mmu_lock or slots_lock. */
 export const STATUS_OPERATION_PAUSED: i32 = -5002;
 /** The VM was destroyed. */

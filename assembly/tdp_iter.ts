@@ -34,7 +34,6 @@ import {
   UNIFORM,
   UNIFORM_OF_4K,
 } from './entry';
-import { TRACE_RECORD_BYTES } from './layout';
 import {
   ltClear,
   ltClearCounted,
@@ -50,7 +49,16 @@ import { overZapped } from './losses';
 import { expand, fold, freeSubtree, uniformTables } from './page_table';
 import { sideDelete, sideGet, sideKey } from './side';
 import { PRESENT } from './spte';
-import { codeOfFlags, SPTE_FROZEN, SPTE_NONPRESENT, SPTE_TABLE, spteHead, traceAdvance, traceRoom } from './trace';
+import {
+  codeOfFlags,
+  putSptes,
+  SPTE_FROZEN,
+  SPTE_NONPRESENT,
+  SPTE_TABLE,
+  spteHead,
+  traceAdvance,
+  traceRoom,
+} from './trace';
 
 /** Present leaves become non-present. */
 export const WALK_ZAP: u32 = 0;
@@ -138,8 +146,8 @@ const EMIT_VALUES: usize = 768;
 const EMIT_BEFORE: usize = 832;
 
 /**
- * Traces the present runs of [from, to) of a leaf table that the walk is about to change, 64 pages at a time: a bit of
- * `ends` is set where a run begins, ends or changes.
+ * Traces the present runs of [from, to) of a leaf table that the walk is about to change: by emitRuns() where they differ
+ * in nothing but presence, and record by record where the ring may be full.
  */
 function emitLeafTable(entryPtr: usize, base: u64, from: i32, to: i32): void {
   let ptr = traceRoom(512);
@@ -167,6 +175,7 @@ function emitLeafTable(entryPtr: usize, base: u64, from: i32, to: i32): void {
     const presentWord = valueWord(entryPtr, 0, word) & wordMask(word, from, to);
     const shifted = (presentWord << 1) | before;
     before = presentWord >> 63;
+    // A bit is set where a run begins, ends or changes.
     let ends = presentWord ^ shifted;
     for (let left = planes; left != 0; left &= left - 1) {
       const bit = ctz(left);
@@ -180,9 +189,7 @@ function emitLeafTable(entryPtr: usize, base: u64, from: i32, to: i32): void {
       const place = ctz(ends);
       const index = (word << 6) + <i32>place;
       if (runHead != 0) {
-        store<u64>(ptr, runHead);
-        store<u64>(ptr, <u64>(<u32>gfn + <u32>runStart) | ((<u64>(index - runStart)) << 32), 8);
-        ptr += TRACE_RECORD_BYTES;
+        ptr = putSptes(ptr, runHead, <u32>gfn + <u32>runStart, <u32>(index - runStart));
         runHead = 0;
       }
       if (((presentWord >> place) & 1) == 0) continue;
@@ -198,11 +205,7 @@ function emitLeafTable(entryPtr: usize, base: u64, from: i32, to: i32): void {
       runHead = head | ((<u64>codeOfFlags(flags)) << 16) | ((<u64>after) << 32);
     }
   }
-  if (runHead != 0) {
-    store<u64>(ptr, runHead);
-    store<u64>(ptr, <u64>(<u32>gfn + <u32>runStart) | ((<u64>(to - runStart)) << 32), 8);
-    ptr += TRACE_RECORD_BYTES;
-  }
+  if (runHead != 0) ptr = putSptes(ptr, runHead, <u32>gfn + <u32>runStart, <u32>(to - runStart));
   traceAdvance(ptr);
 }
 
@@ -220,25 +223,18 @@ function emitRuns(entryPtr: usize, gfn: u32, from: i32, to: i32, ptr: usize, hea
     if (open >= 0) {
       if (ends == 0) continue;
       const length = (word << 6) + <i32>ctz(ends) - open;
-      store<u64>(ptr, head);
-      store<u64>(ptr, <u64>(gfn + <u32>open) | ((<u64>length) << 32), 8);
-      ptr += TRACE_RECORD_BYTES;
+      ptr = putSptes(ptr, head, gfn + <u32>open, <u32>length);
       open = -1;
       ends &= ends - 1;
     }
     for (; ends != 0; ends &= ends - 1) {
-      const start = ctz(starts);
-      store<u64>(ptr, head);
-      store<u64>(ptr, (<u64>base + start) | ((ctz(ends) - start) << 32), 8);
-      ptr += TRACE_RECORD_BYTES;
+      const start = <u32>ctz(starts);
+      ptr = putSptes(ptr, head, base + start, <u32>ctz(ends) - start);
       starts &= starts - 1;
     }
     if (starts != 0) open = (word << 6) + <i32>ctz(starts);
   }
-  if (open < 0) return ptr;
-  store<u64>(ptr, head);
-  store<u64>(ptr, <u64>(gfn + <u32>open) | ((<u64>(to - open)) << 32), 8);
-  return ptr + TRACE_RECORD_BYTES;
+  return open < 0 ? ptr : putSptes(ptr, head, gfn + <u32>open, <u32>(to - open));
 }
 
 /** As emitLeafTable(), where the ring may be full in the middle: record by record, so that what is dropped is counted. */

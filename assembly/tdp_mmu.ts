@@ -139,7 +139,7 @@ if (offsetof<Root>() != 64) ERROR('Root is no longer 64 bytes: redraw it');
 export function rootAt(index: u32): Root {
   return changetype<Root>(ROOTS_BASE + <usize>index * ROOT_BYTES);
 }
-function entryOf(root: Root): usize {
+export function entryOf(root: Root): usize {
   return changetype<usize>(root);
 }
 export function indexOf(root: Root): u32 {
@@ -519,7 +519,7 @@ function walkInPieces(
  * Zaps the leaf sptes of [startGfn, endGfn) in one root; tables stay. Returns whether a flush is owed.
  * Mirrors: tdp_mmu_zap_leafs()
  */
-export function tdpMmuZapLeafs(root: Root, startGfn: u64, endGfn: u64, canYield: bool, flush: bool): bool {
+function tdpMmuZapLeafs(root: Root, startGfn: u64, endGfn: u64, canYield: bool, flush: bool): bool {
   if (ctl.traceOn != 0) trace2(EV_ZAP_LEAFS, (canYield ? 1 : 0) | (flush ? 2 : 0), 0, startGfn, endGfn, 0);
   flush = walkRange(root, startGfn, endGfn, WALK_ZAP, 0, 0, 1, canYield, false, flush);
   if (ctl.staleRecords != 0 && root.kind == ROOT_DIRECT) {
@@ -936,9 +936,8 @@ export const RET_PF_BUG: i32 = 5;
 /** A mirror entry is FROZEN: the vendor's call is under way. */
 export const RET_PF_FROZEN: i32 = 6;
 
-/** The old flags and code of the entry that tdpMmuMap() last replaced, and the level it installed at. */
+/** The old flags of the entry that tdpMmuMap() last replaced. */
 export let mappedOldFlags: u32 = 0;
-export let mappedLevel: i32 = 0;
 export let mappedNewFlags: u32 = 0;
 /** Whether a TABLE gave way to the new leaf. */
 export let mappedOverTable: bool = false;
@@ -1070,7 +1069,6 @@ export function tdpMmuMap(root: Root, gfn: u64, level: i32, flags: u32, nxLevel:
   const sideCode = level == 1 ? tdpMmuSideCode(root, gfn) : 0;
   const sameLevel = atLevel == level && (atTag < UNIFORM || leafLevelOf(atEntry) == level);
   mappedOldFlags = sameLevel ? atFlags : 0;
-  mappedLevel = level;
   mappedOverTable = false;
   const oldLeaf = sameLevel && (atFlags & PRESENT) != 0;
   const wasWritable = (oldLeaf && (atFlags & WRITABLE) != 0) || (sideCode & 7) == SPTE_MMIO;
@@ -1137,7 +1135,7 @@ export function tdpMmuMapAbsent(entry: usize, gfn: u64, pages: u64, flags: u32):
 }
 
 /** Frees the table that an entry of `level` links, in shared or exclusive mode; books what goes. */
-export function removeSubtree(root: Root, entryPtr: usize, level: i32, key: u64, sharedMode: bool): void {
+function removeSubtree(root: Root, entryPtr: usize, level: i32, key: u64, sharedMode: bool): void {
   walkFor(WALK_ZAP_PASS, 0, 0, 0, level, indexOf(root), root.asId, root.kind, keyBitsOf(root), sharedMode);
   removeTable(entryPtr, level, key & ~(pagesOf(level) - 1));
   settle(root, WALK_ZAP_PASS);
@@ -1221,15 +1219,10 @@ export function tdpMmuMapRun(root: Root, startGfn: u64, endGfn: u64, level: i32,
   if ((oldFlags & PRESENT) == 0) countLeafs(level, leafs);
 }
 
-/** Sets flags of the leaf that maps `gfn` without a fault: what hardware or the fast path does. Untraced. */
+/** Sets flags of the leaves that map [startGfn, endGfn) without a fault: what hardware or the fast path does. Untraced. */
 export function tdpMmuSetBits(root: Root, startGfn: u64, endGfn: u64, set: u32): void {
   const bits = keyBitsOf(root);
   treeModify(entryOf(root), rootEntryLevel(), startGfn + bits, endGfn + bits, PRESENT, 0, set);
-}
-/** Clears flags of the 4K leaf that maps `gfn`; untraced. */
-export function tdpMmuClearBits(root: Root, startGfn: u64, endGfn: u64, clear: u32): void {
-  const bits = keyBitsOf(root);
-  treeModify(entryOf(root), rootEntryLevel(), startGfn + bits, endGfn + bits, PRESENT, clear, 0);
 }
 
 /**
@@ -1275,11 +1268,6 @@ export function tdpMmuZapRoot(root: Root, sharedMode: bool): void {
     const end = maxGfnExclusive(keyBitsOf(root));
     walkRange(root, 0, end, WALK_ZAP_PASS, 0, 0, lowest, true, sharedMode, false);
   }
-}
-
-/** Leaves of one level and kind that live roots hold. */
-export function rootEntry(root: Root): usize {
-  return entryOf(root);
 }
 
 /** Whether `root` has a present leaf in [startGfn, endGfn). */

@@ -164,12 +164,6 @@ export function tableBlocked(gfn: u64, level: i32): bool {
   return ctl.septTablesBlocked != 0 && sideGetWide(blockedKey(gfn & ~(pagesOf(level) - 1), level)) != 0;
 }
 
-/** Whether the tables of the S-EPT go down to entries of `level` at `gfn`. */
-export function septReaches(gfn: u64, level: i32): bool {
-  treeLook(SEPT_TREE, septLevel(), gfn);
-  return atLevel <= level;
-}
-
 function counterOf(leaf: u32): i32 {
   switch (leaf) {
     case SEPT_ADD:
@@ -522,11 +516,6 @@ function clearLeafs(entryPtr: usize, level: i32, start: u64, end: u64): void {
   fold(entryPtr, level);
 }
 
-/** Leaves of [startGfn, endGfn) in any state. */
-export function septCount(startGfn: u64, endGfn: u64): u64 {
-  return treeCount(SEPT_TREE, septLevel(), startGfn, endGfn, SEPT_PRESENT);
-}
-
 /** As many epochs as `tracks` successful TRACKs, each followed by all vCPUs inside leaving and coming back. */
 export function septTrackRun(tracks: u64, inside: u32): void {
   const before = ctl.tdEpoch;
@@ -620,7 +609,7 @@ function childrenAre(gfn: u64, level: i32): bool {
 
 // --- What the guest calls --------------------------------------------------------------------------------------------
 
-/** TDG.MEM.PAGE.ACCEPT of the page of `level` at `gfn`. `acceptExitLevel` is the level that an EPT violation reports. */
+/** TDG.MEM.PAGE.ACCEPT of the page of `level` at `gfn`. */
 export function tdgMemPageAccept(gfn: u64, level: i32): u32 {
   let status = injected(PAGE_ACCEPT);
   if (status == TDX_SUCCESS && !operandValid(gfn, level, 2)) status = TDX_OPERAND_INVALID;
@@ -633,7 +622,7 @@ export function tdgMemPageAccept(gfn: u64, level: i32): u32 {
 }
 
 /** What an ACCEPT of the page of `level` at `gfn` would end with, by the state of the entry alone. */
-export function acceptState(gfn: u64, level: i32): u32 {
+function acceptState(gfn: u64, level: i32): u32 {
   if (septUnderBlockedTable(gfn)) return TDX_EXIT_EPT_VIOLATION;
   const flags = septFlags(gfn);
   const reached = atLevel;

@@ -15,7 +15,7 @@ import { pagesOf } from './entry';
 import { gmemAt, PAGE_OWNED, PAGE_TOUCHED, PAGES_LEVEL, pagesTree } from './gmems';
 import { memIsPrivate } from './mem_attributes';
 import { endGfnOf, gfnToMemslot, Memslot } from './memslots';
-import { faultBegin, faultFinish, initFault, RET_PF_MEMORY_FAULT, reserveFault, scratchFault } from './page_fault';
+import { faultAtOnce, initFault, RET_PF_MEMORY_FAULT, reserveFault, scratchFault } from './page_fault';
 import { atEnd, atFlags, atLevel, treeAt, treeFlags, treeRunEnd } from './page_table';
 import { EBUSY, EEXIST, EINTR, EINVAL, EIO, ENOMEM, STATUS_CAPACITY, STATUS_NO_HANDLE } from './status';
 import { RET_PF_FIXED, RET_PF_RETRY, RET_PF_SPURIOUS } from './tdp_mmu';
@@ -168,8 +168,7 @@ function acceptViolation(index: u32, vcpu: Vcpu, gfn: u64, endGfn: u64, level: i
   fault.acceptLevel = <u32>level;
   fault.limitPages = <u32>min(endGfn - gfn, 0xffffffff);
   count(C_PF_TAKEN, 1);
-  let result = faultBegin(fault);
-  if (result == 0) result = faultFinish(fault, false);
+  let result = faultAtOnce(fault);
   if (result == RET_PF_MEMORY_FAULT) return fault.error;
   if (result == RET_PF_FIXED || result == RET_PF_SPURIOUS) {
     // Each page of the run faulted, left the TD and came back.
@@ -347,8 +346,7 @@ function populate(index: u32, gfn: u64, limit: u64): i32 {
   const fault = scratchFault();
   initFault(fault, index, gfn, 1, 1, true);
   fault.limitPages = <u32>(fresh - gfn);
-  let result = faultBegin(fault);
-  if (result == 0) result = faultFinish(fault, false);
+  let result = faultAtOnce(fault);
   if (result == RET_PF_MEMORY_FAULT) return fault.error;
   if (result == RET_PF_RETRY) return -EBUSY;
   if (result < 0) return result;

@@ -91,7 +91,7 @@ function room(records: u32): usize {
   return RING_BASE + <usize>used * TRACE_RECORD_BYTES;
 }
 
-/** 1 while changes come from a fault of a vCPU, 0 while from an operation. */
+/** 1 while a fault installs what it found, 0 while changes come from an operation. */
 export let byVcpu: u32 = 0;
 export function setByVcpu(on: bool): void {
   byVcpu = on ? 1 : 0;
@@ -115,6 +115,13 @@ export function spteHead(asId: u32, mirror: u32, level: i32, gfn: u64): u64 {
   return <u64>low | ((gfn >> 32) << 48);
 }
 
+/** Writes a run's record at `ptr`, `head` with its codes. Returns where the next one goes. */
+export function putSptes(ptr: usize, head: u64, gfn: u32, entries: u32): usize {
+  store<u64>(ptr, head);
+  store<u64>(ptr, <u64>gfn | ((<u64>entries) << 32), 8);
+  return ptr + TRACE_RECORD_BYTES;
+}
+
 /** A run of `entries` sptes of `level` from `gfn` on changed from `oldCode` to `newCode`. */
 export function traceSptes(
   asId: u32,
@@ -127,10 +134,7 @@ export function traceSptes(
 ): void {
   const ptr = room(1);
   if (ptr == 0) return;
-  store<u32>(ptr, EV_SPTE | ((<u32>level) << 8) | (asId << 12) | (mirror << 13) | (byVcpu << 14) | (oldCode << 16));
-  store<u32>(ptr, newCode | ((<u32>(gfn >> 32)) << 16), 4);
-  store<u32>(ptr, <u32>gfn, 8);
-  store<u32>(ptr, entries, 12);
+  putSptes(ptr, spteHead(asId, mirror, level, gfn) | <u64>(oldCode << 16) | ((<u64>newCode) << 32), <u32>gfn, entries);
 }
 
 export function trace(type: u32, small: u32, word: u32, quad: u64): void {

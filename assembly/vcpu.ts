@@ -1,4 +1,4 @@
-// What a vCPU does: enter the guest, touch memory, pre-fault, accept, fault in two phases, change address space.
+// What a vCPU does: enter the guest, touch memory, pre-fault, fault in two phases, change address space.
 // Mirrors: arch/x86/kvm/mmu/mmu.c (kvm_mmu_page_fault, fast_page_fault, kvm_arch_vcpu_pre_fault_memory),
 // virt/kvm/kvm_main.c (kvm_vcpu_pre_fault_memory)
 
@@ -22,12 +22,13 @@ import { markPageDirty } from './dirty_log';
 import { gmemContentWritten } from './guest_memfd';
 import { FAULTS_MAX } from './layout';
 import { memIsPrivate } from './mem_attributes';
-import { gfnToMemslot, MEM_LOG_DIRTY_PAGES } from './memslots';
+import { endGfnOf, gfnToMemslot, MEM_LOG_DIRTY_PAGES } from './memslots';
 import {
   ACCESS_WRITE,
   accessAllowed,
   Fault,
   faultAt,
+  faultAtOnce,
   faultBegin,
   faultFinish,
   faultPlain,
@@ -44,6 +45,7 @@ import { ACCESSED, DIRTY, KIND, MMU_WRITABLE, PRESENT, WRITABLE } from './spte';
 import { EBUSY, EINTR, EINVAL, EIO, ENOENT, ENOMEM, EOPNOTSUPP, STATUS_CAPACITY, STATUS_NO_HANDLE } from './status';
 import {
   allocRoot,
+  entryOf,
   indexOf,
   mappedNewFlags,
   maxGfnExclusive,
@@ -57,7 +59,6 @@ import {
   ROOT_MIRROR,
   Root,
   rootAt,
-  rootEntry,
   rootEntryLevel,
   tdpMmuLook,
   tdpMmuLookNear,
@@ -343,8 +344,7 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
     initFault(fault, vcpuIndex, gfn, access, stale == MMIO_STALE ? 0 : privateMode, false);
     // A fault through a stale MMIO spte is never told to be private.
     if (stale == MMIO_STALE) fault.isPrivate = 0;
-    let result = faultBegin(fault);
-    if (result == 0) result = faultFinish(fault, false);
+    let result = faultAtOnce(fault);
     // Going in without progress is what zero-step mitigation counts: KVM tries private faults again by itself.
     inKvm = mirrored && result == RET_PF_RETRY && ctl.zeroStepLocalRetry != 0;
     if (result == RET_PF_FIXED) {
@@ -383,8 +383,7 @@ export function takeRmpFault(vcpuIndex: u32, gfn: u64, access: u32): i32 {
   } else {
     const fault = scratchFault();
     initFault(fault, vcpuIndex, gfn, access, 1, false);
-    let result = faultBegin(fault);
-    if (result == 0) result = faultFinish(fault, false);
+    let result = faultAtOnce(fault);
     if (result == RET_PF_FIXED) count(C_PF_FIXED, 1);
     else if (result == RET_PF_SPURIOUS) count(C_PF_SPURIOUS, 1);
     else if (result == RET_PF_MEMORY_FAULT) return fault.error;
@@ -412,7 +411,7 @@ function touchRun(vcpu: Vcpu, gfn: u64, limit: f64, access: u32, privateMode: u3
   const flags = atFlags;
   const slot = gfnToMemslot(vcpu.asId, gfn);
   if (slot === null) return 0;
-  let end = min(atEnd - bits, slot.baseGfn + slot.npages);
+  let end = min(atEnd - bits, endGfnOf(slot));
   if (<f64>(end - gfn) > limit) end = gfn + <u64>limit;
   if (ctl.vmType == VM_SNP && (flags & KIND) != 0) {
     if (rmpCheck(gfn, end, atLevel) != RMP_PASSES) return 0;
@@ -437,7 +436,7 @@ function accessPlain(vcpu: Vcpu, gfn: u64, access: u32, privateMode: u32): bool 
   if (vcpu.everRun == 0 || vcpu.root == 0) return false;
   const root = rootAt(vcpu.root - 1);
   if (root.invalid != 0 || gfn >= maxGfnExclusive(0) || !reservesAnyFault()) return false;
-  const entry = treeEntryNear(GUEST_PATH, rootEntry(root), rootEntryLevel(), gfn);
+  const entry = treeEntryNear(GUEST_PATH, entryOf(root), rootEntryLevel(), gfn);
   const flags = flagsIn(entry, gfn);
   if (flags != 0) {
     const want = ACCESSED | (access == ACCESS_WRITE ? DIRTY : 0);
@@ -479,6 +478,12 @@ export function vcpuAccess(index: u32, gfn: u64, access: u32, privateMode: u32, 
   return exit;
 }
 
+/** 0 shared, 1 private, 2 as the attribute says: in a TD the shared bit decides, and `privateMode` where it is clear. */
+function modeAt(gfn: u64, privateMode: u32): u32 {
+  if ((gfn & ctl.directBits) != 0) return 0;
+  return ctl.directBits != 0 && privateMode == 2 ? 1 : privateMode;
+}
+
 /**
  * One access, or a run of accesses alike that `gfn` begins: at most `limit`, one if it `isAlone`. Returns EXIT_*, or
  * STATUS_CAPACITY with nothing changed.
@@ -488,14 +493,8 @@ function accessSome(index: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMode: 
     ctl.result0 = <f64>gfn;
     return STATUS_CAPACITY;
   }
-  const direct = ctl.directBits;
-  let mode = privateMode;
-  let canonical = gfn;
-  if (direct != 0) {
-    if (gfn & direct) mode = 0;
-    else if (mode == 2) mode = 1;
-    canonical = gfn & ~direct;
-  }
+  const mode = modeAt(gfn, privateMode);
+  const canonical = gfn & ~ctl.directBits;
   if (!isAlone && enterGuest(vcpu) == 0) {
     accessed = touchRun(vcpu, canonical, limit, access, mode);
     if (accessed != 0) return EXIT_DONE;
@@ -551,8 +550,7 @@ function preFault(index: u32, gpa: u64, size: u64, flags: u64): i32 {
     const isObsolete = rootAt(vcpu.root - 1).invalid != 0;
     fault.limitPages = isObsolete ? 1 : <u32>min(size >> 12, 0xffffffff);
     for (let attempt = 0; attempt < 4; attempt++) {
-      result = faultBegin(fault);
-      if (result == 0) result = faultFinish(fault, false);
+      result = faultAtOnce(fault);
       if (result != RET_PF_RETRY) break;
     }
     if (result == RET_PF_RETRY) result = -EINTR;
@@ -584,12 +582,7 @@ export function vcpuBeginFault(index: u32, gfn: u64, access: u32, privateMode: u
   tdxVcpuExit(vcpu);
   const fault = faultAt(id);
   memory.fill(changetype<usize>(fault), 0, offsetof<Fault>());
-  let mode = privateMode;
-  if (ctl.directBits != 0) {
-    if (gfn & ctl.directBits) mode = 0;
-    else if (mode == 2) mode = 1;
-  }
-  initFault(fault, index, gfn & ~ctl.directBits, access, mode, false);
+  initFault(fault, index, gfn & ~ctl.directBits, access, modeAt(gfn, privateMode), false);
   fault.result = beginFast(vcpu, fault);
   if (fault.result != 0) fault.stage = 3;
   else {

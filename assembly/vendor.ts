@@ -3,7 +3,7 @@
 //                                  default     sw-protected  snp                       tdx
 //   vendorRootsOfRange()           direct      direct        direct                    by the filter form
 //   vendorZapsForAttributes()      (no attr.)  yes           not under the RFC         yes
-//   vendorSplitForZap()            –           –             –                         private leaves at the ends
+//   vendorSplitForZap()            –           –             –                         by the zap policy
 //   vendorGmemPrepare()            –           –             RMP: private              –
 //   vendorGmemInvalidate()         –           –             RMP: shared               –
 //   vendorPrivateMaxMappingLevel() as the folio  as the folio  as the RMP entry        4K

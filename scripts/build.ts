@@ -203,7 +203,7 @@ const hot: Record<string, string[]> = {
   page_fault: ['extendRun', 'faultPlain', 'reserveFault'],
   page_table: [
     ...['flagsIn', 'fold', 'leafTableAt', 'treeCount', 'treeEntryNear', 'treeFlags', 'treeHolds', 'treeSet'],
-    ...['zapEntryAt', 'zapEntryClear', 'zapEntryFlags', 'zapEntryLevel', 'zapEntryTouch'],
+    ...['zapEntryAt', 'zapEntryClear', 'zapEntryLevel', 'zapEntryTouch'],
   ],
   tdp_iter: ['emitLeafTable', 'emitRuns', 'leafTable', 'uniform', 'uniformAtOnce', 'visit', 'walkEntry', 'walkPiece'],
   tdp_mmu: [
@@ -230,7 +230,7 @@ const inlined: Record<string, string[]> = {
   mmu: ['ageGfn', 'testAgeGfn'],
   page_fault: ['faultPlain', 'reservesAnyFault'],
   page_table: [
-    ...['leafTableAt', 'treeEntryNear', 'zapEntryAt', 'zapEntryClear', 'zapEntryFlags', 'zapEntryLevel'],
+    ...['leafTableAt', 'treeEntryNear', 'zapEntryAt', 'zapEntryClear', 'zapEntryLevel'],
     ...['zapEntryTouch'],
   ],
   pause: ['gate'],
@@ -238,7 +238,7 @@ const inlined: Record<string, string[]> = {
     ...['isPlain', 'keyBitsOf', 'maxGfnExclusive', 'mayFoldAt', 'mayStop', 'newLeafFlags', 'nextRoot', 'settle'],
     ...['tdpMmuCountFaults', 'tdpMmuLook', 'tdpMmuMapAbsent', 'zapInLeafTable'],
   ],
-  trace: ['codeOfFlags'],
+  trace: ['codeOfFlags', 'putSptes'],
   vcpu: ['flushIfAsked'],
   vendor: ['vendorRootsOfRange'],
 };

@@ -117,6 +117,19 @@ describe('events', () => {
     }
   });
 
+  test("what a fault installs is marked as a vCPU's, what an operation changes is not", () => {
+    const vm = makeVm({ slots: [{ startGfn: 0, npages: 512 }] });
+    vm.vcpus[0].access({ gpa: 0, kind: 'write' });
+    vm.vcpus[0].finishFault(vm.vcpus[0].beginFault({ gpa: PAGE, kind: 'write' }));
+    vm.unmapGfnRange({ slot: 0, start: 0, end: 512 });
+    const changes = only(vm, 'spte_changed').map(({ level, gfn, count, byVcpu }) => ({ level, gfn, count, byVcpu }));
+    expect(changes.filter(({ level }) => level === 1)).toEqual([
+      { level: 1, gfn: 0, count: 1, byVcpu: true },
+      { level: 1, gfn: 1, count: 1, byVcpu: true },
+      { level: 1, gfn: 0, count: 2, byVcpu: false },
+    ]);
+  });
+
   test('large numbers are exact', () => {
     const vm = createVmSync({ memory: 2 ** 30, traceRecords: 100, debug: isDebugBuild });
     vm.host.mmap({ kind: 'anon4k', hva: 2 ** 46, length: PAGE });
