@@ -3,10 +3,15 @@
 // Each contender is one call on one page of a 4 GiB guest whose pages are all mapped, at a place that moves. zap: the
 // page is present, and a fault maps it again in a round of its own; fault: the page is absent. Both stay within one
 // 2 MiB table at a time, so that the boundary and the checks are what is measured, not cache misses (ranges.bench.ts has
-// those).
+// those). The peers have the same pages zapped and mapped, each by a walk for it alone: C within C, layout A in WebAssembly
+// by a call from JavaScript with nothing to check.
 
 import { Bench } from 'tinybench';
+import type { Vm } from '../src/index.ts';
+import type { Calls } from './peers/contender.ts';
 import { mapAll, vmOf } from './peers/eptsim.ts';
+import { compileLayoutA, LayoutA, WasmA } from './peers/layout-a-wasm.ts';
+import { Native, NativeProcess } from './peers/native.ts';
 import { type BenchContext, type Goal, median, type Row, row, spreadOf } from './rows.ts';
 import { GIB, type Guest, PAGE } from './workloads.ts';
 
@@ -14,22 +19,53 @@ const PAGES = 512;
 const ROUNDS = 40;
 const BATCH = 200;
 
-export default async function calls({ quick }: BenchContext): Promise<Row[]> {
+interface Asked {
+  contender: string;
+  goal: Goal | null;
+  note: string;
+  /** Of native tdp_iter, native nested and layout A in WebAssembly: nanoseconds, if they ran. */
+  peers: [number | undefined, number | undefined, number | undefined];
+}
+
+/** Zaps `npages` from each first gfn one by one, then faults them in again one by one. */
+function callsOf(vm: Vm, firsts: Uint32Array, npages: number): Calls {
+  const vcpu = vm.vcpus[0];
+  let leafs = 0;
+  let zapMs = 0;
+  let mapMs = 0;
+  for (const first of firsts) {
+    const start = performance.now();
+    for (let gfn = first; gfn < first + npages; gfn++) {
+      if (vm.unmapGfnRange({ slot: 0, start: gfn, end: gfn + 1 })) leafs++;
+    }
+    const middle = performance.now();
+    for (let gfn = first; gfn < first + npages; gfn++) leafs += vcpu.access({ gpa: gfn * PAGE, kind: 'write' }).done;
+    zapMs += middle - start;
+    mapMs += performance.now() - middle;
+  }
+  return { zapNs: zapMs * 1e6, mapNs: mapMs * 1e6, leafs };
+}
+
+export default async function calls({ quick, native, say }: BenchContext): Promise<Row[]> {
   const guest: Guest = { bytes: 4 * GIB, density: 'full', leaves: '4k' };
   const vm = vmOf(guest);
   const vcpu = vm.vcpus[0];
+  let sink = 0;
   const zapAll = () => void vm.unmapGfnRange({ slot: 0, start: 0, end: guest.bytes / PAGE });
   const rows: Row[] = [];
-  const put = (operation: string, samples: number[], goal: Goal | null, note: string) => {
+  const put = (operation: string, samples: number[], { contender, goal, note, peers: [iter, nested, wasm] }: Asked) => {
     const nsPerOperation = median(samples);
     rows.push(
       row({
         question: 'calls',
         guestBytes: guest.bytes,
         operation,
-        contender: 'eptsim',
+        contender,
         planes: 1,
         nsPerOperation,
+        ratioToNativeIter: iter === undefined ? null : iter / nsPerOperation,
+        ratioToNativeNested: nested === undefined ? null : nested / nsPerOperation,
+        ratioSameAlgorithm: iter === undefined || wasm === undefined ? null : iter / wasm,
         spread: spreadOf(samples),
         samples: samples.length,
         perSecond: 1e9 / nsPerOperation,
@@ -39,35 +75,53 @@ export default async function calls({ quick }: BenchContext): Promise<Row[]> {
     );
   };
 
-  // Zaps and faults take turns over a moving window of pages, so that each finds what it needs.
-  let sink = 0;
-  const zaps: number[] = [];
-  const faults: number[] = [];
-  const rounds = quick ? ROUNDS / 4 : ROUNDS;
-  mapAll(vm, guest.bytes);
-  for (let round = -rounds; round < rounds; round++) {
-    let zapNs = 0;
-    let faultNs = 0;
-    for (let batch = 0; batch < BATCH; batch++) {
-      const first = ((batch * 37) % 2048) * PAGES;
-      const start = performance.now();
-      for (let gfn = first; gfn < first + PAGES; gfn++) {
-        if (vm.unmapGfnRange({ slot: 0, start: gfn, end: gfn + 1 })) sink++;
-      }
-      const middle = performance.now();
-      for (let gfn = first; gfn < first + PAGES; gfn++) sink += vcpu.access({ gpa: gfn * PAGE, kind: 'write' }).done;
-      const end = performance.now();
-      zapNs += (middle - start) * 1e6;
-      faultNs += (end - middle) * 1e6;
-    }
-    if (round < 0) continue;
-    zaps.push(zapNs / (BATCH * PAGES));
-    faults.push(faultNs / (BATCH * PAGES));
+  // Zaps and faults take turns over a moving window of pages, so that each finds what it needs; contenders alternate.
+  const process = 'program' in native ? new NativeProcess(native.program) : undefined;
+  if ('skipped' in native) say(native.skipped);
+  const peers = process === undefined ? [] : [new Native(process, 'tdp_iter'), new Native(process, 'nested')];
+  const tables = new WasmA(new LayoutA(await compileLayoutA()), 'tdp_iter');
+  const windows = Uint32Array.from({ length: BATCH }, (_, batch) => ((batch * 37) % 2048) * PAGES);
+  for (const peer of [...peers, tables]) {
+    await peer.build(guest);
+    await peer.fill('zap');
+    await peer.use(windows);
   }
-  if (sink !== 2 * rounds * BATCH * PAGES * 2) throw new Error(`calls: ${sink} operations did something`);
-  const goal: Goal = 'small operations from JS, full API with its checks';
-  put('zap-4KiB', zaps, goal, 'unmapGfnRange() of a mapped page');
-  put('fault-4KiB', faults, goal, 'access() of an unmapped page');
+  mapAll(vm, guest.bytes);
+  const contenders: { name: string; calls(npages: number): Promise<Calls> }[] = [
+    ...peers,
+    tables,
+    { name: 'eptsim', calls: async (npages) => callsOf(vm, windows, npages) },
+  ];
+  const found = contenders.map(() => ({ zaps: [] as number[], faults: [] as number[] }));
+  const rounds = quick ? ROUNDS / 4 : ROUNDS;
+  for (let round = -rounds; round < rounds; round++) {
+    for (let turn = 0; turn < contenders.length; turn++) {
+      const at = (turn + rounds + round) % contenders.length;
+      const { zapNs, mapNs, leafs } = await contenders[at].calls(PAGES);
+      if (leafs !== 2 * BATCH * PAGES) throw new Error(`calls: ${contenders[at].name} changed ${leafs} leaves`);
+      if (round < 0) continue;
+      found[at].zaps.push(zapNs / (BATCH * PAGES));
+      found[at].faults.push(mapNs / (BATCH * PAGES));
+    }
+  }
+  process?.quit();
+  for (const [operation, key, ours, theirs] of [
+    ['zap-4KiB', 'zaps', 'unmapGfnRange() of a mapped page', 'a walk for one page'],
+    ['fault-4KiB', 'faults', 'access() of an unmapped page', 'a walk for one page'],
+  ] as const) {
+    const middle = (name: string) => {
+      const at = contenders.findIndex((one) => one.name === name);
+      return at < 0 ? undefined : median(found[at][key]);
+    };
+    contenders.forEach(({ name }, at) => {
+      put(operation, found[at][key], {
+        contender: name,
+        goal: name === 'eptsim' ? 'small operations from JS, full API with its checks' : null,
+        note: name === 'eptsim' ? ours : name === tables.name ? `${theirs}, called from JavaScript` : theirs,
+        peers: [middle('native tdp_iter'), middle('native nested'), middle(tables.name)],
+      });
+    });
+  }
 
   // The rest changes nothing that the next call would miss: tinybench times it as it stands.
   mapAll(vm, guest.bytes);

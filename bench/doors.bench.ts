@@ -1,76 +1,139 @@
-// What does each way to change a guest's memory cost, end to end through the API?
+// What does each way to change a guest's memory cost, end to end through the API, and what does its work on page tables cost
+// in C?
 //
-// Native C has no such doors: these rows stand alone. Each operation works on a guest of the given kind, whose state is
-// restored before every sample.
+// A door does more than the peers' walks of page tables: notifiers, files, attributes, the Secure-EPT of a TD. Where page
+// tables are not what is worked on it stands alone. How a row is taken is measure.ts's.
 
-import type { GuestMemfd, Vm } from '../src/index.ts';
-import { api, mapAll } from './peers/eptsim.ts';
-import { type BenchContext, median, type Row, row, spreadOf } from './rows.ts';
-import { GIB, hash, MIB, PAGE, rangeStarts, SEED, TIB } from './workloads.ts';
+import type { GfnRangesResult, GuestMemfd, KvmGfnRanges, Vm } from '../src/index.ts';
+import { measure } from './measure.ts';
+import { type Contender, now, type Outcome, type Walk } from './peers/contender.ts';
+import { api, Eptsim, fillVm, mapAll } from './peers/eptsim.ts';
+import { compileLayoutA, LayoutA, WasmA } from './peers/layout-a-wasm.ts';
+import { Native, NativeProcess } from './peers/native.ts';
+import type { BenchContext, Row } from './rows.ts';
+import { type Density, GIB, type Guest, type Leaves, MIB, PAGE, TIB } from './workloads.ts';
 
 const HVA = 2 ** 44;
 
 interface Door {
   operation: string;
   roots: 'direct' | 'mirror';
-  leaves: '4k' | '2m';
-  density: 'full' | 'half';
+  leaves: Exclude<Leaves, 'mixed'>;
+  density: Exclude<Density, 'fragmented'>;
   bytes: number;
-  /** How many operations one run is. */
-  operations?: number;
-  /** Brings a fresh VM to the state that each sample starts from. */
-  prepare?(vm: Vm, bytes: number, file: GuestMemfd | undefined): void;
+  /** What it does to page tables, for the peers to do; none where that is not its work. */
+  walk?: Walk;
+  /** Pages of each range, and how many ranges; the whole guest at once unless given. */
+  npages?: number;
+  count?: number;
+  /** Brings a fresh VM to the state that each round starts from. */
+  prepare?(vm: Vm, bytes: number): void;
   run(vm: Vm, bytes: number, file: GuestMemfd | undefined): void;
+  /** Each range of it, where ranges are not taken at once. */
+  runRange?(startGfn: number, npages: number, file: GuestMemfd | undefined): void;
+  /** Leaves changed so far, as the peers count them. */
+  changed(vm: Vm): number;
   /** What must have happened. */
   did(vm: Vm, bytes: number): boolean;
 }
 
 const KIND = { '4k': 'shmem', '2m': 'hugetlb2m' } as const;
 
-function guestOf(door: Door): { vm: Vm; file: GuestMemfd | undefined } {
-  const { bytes, roots, leaves, density } = door;
-  const vm = api.createVmSync({ memory: bytes, type: roots === 'mirror' ? 'tdx' : 'default' });
-  vm.host.mmap({ hva: HVA, length: bytes, kind: KIND[leaves] });
-  vm.host.access({ hva: HVA, length: bytes, write: true });
-  let file: GuestMemfd | undefined;
-  const place = { slot: 0, guestPhysAddr: 0, memorySize: bytes, userspaceAddr: HVA };
-  if (roots === 'mirror') {
-    file = vm.createGuestMemfd({ size: bytes });
-    vm.setUserMemoryRegion2({ ...place, flags: 4, guestMemfd: file.fd, guestMemfdOffset: 0 });
-    vm.setMemoryAttributes({ address: 0, size: bytes, attributes: 8 });
-  } else {
-    vm.setUserMemoryRegion(place);
+/** The engine behind a door. */
+class ThroughDoor extends Eptsim {
+  readonly #door: Door;
+  #file: GuestMemfd | undefined;
+
+  constructor(door: Door) {
+    super();
+    this.#door = door;
   }
-  const vcpu = vm.vcpus[0];
-  if (roots === 'mirror') vcpu.accept({ gpa: 0, size: bytes });
-  else if (density === 'full') mapAll(vm, bytes);
-  else {
-    for (let gfn = 0; gfn < bytes / PAGE; gfn++) {
-      const bits = hash(gfn, SEED);
-      if (bits & 1) vcpu.access({ gpa: gfn * PAGE, kind: bits & 2 ? 'write' : 'read' });
+  override takes(): boolean {
+    return true;
+  }
+  protected override make(guest: Guest): Vm {
+    const { roots, leaves, prepare } = this.#door;
+    const { bytes } = guest;
+    const vm = api.createVmSync({ memory: bytes, type: roots === 'mirror' ? 'tdx' : 'default' });
+    vm.host.mmap({ hva: HVA, length: bytes, kind: KIND[leaves] });
+    vm.host.access({ hva: HVA, length: bytes, write: true });
+    const place = { slot: 0, guestPhysAddr: 0, memorySize: bytes, userspaceAddr: HVA };
+    if (roots === 'mirror') {
+      this.#file = vm.createGuestMemfd({ size: bytes });
+      vm.setUserMemoryRegion2({ ...place, flags: 4, guestMemfd: this.#file.fd, guestMemfdOffset: 0 });
+      vm.setMemoryAttributes({ address: 0, size: bytes, attributes: 8 });
+      vm.vcpus[0].accept({ gpa: 0, size: bytes });
+    } else {
+      vm.setUserMemoryRegion(place);
+      fillVm(vm, guest);
     }
+    prepare?.(vm, bytes);
+    return vm;
   }
-  door.prepare?.(vm, bytes, file);
-  return { vm, file };
+  protected override changed(): number {
+    return this.#door.changed(this.vm);
+  }
+  protected override doWhole(_walk: Walk, guest: Guest): void {
+    this.#door.run(this.vm, guest.bytes, this.#file);
+  }
+  protected override doRanges(_walk: Walk, ranges: KvmGfnRanges): GfnRangesResult {
+    return this.vm.unmapGfnRanges({ ...ranges, onlyPrivate: true });
+  }
+  override async whole(walk: Walk): Promise<Outcome> {
+    const outcome = await super.whole(walk);
+    this.#check();
+    return outcome;
+  }
+  override async ranges(walk: Walk, npages: number): Promise<Outcome> {
+    const outcome = this.#door.runRange === undefined ? await super.ranges(walk, npages) : this.#oneByOne(npages);
+    this.#check();
+    return outcome;
+  }
+  #oneByOne(npages: number): Outcome {
+    const { gfns, vm } = this;
+    const before = this.changed();
+    const begun = now();
+    for (let at = 0; at < gfns.length; at++) {
+      this.#door.runRange!(gfns[at], npages, this.#file);
+      const spte = vm.spte(gfns[at] + (at % npages));
+      if (spte.class === 'leaf') throw new Error(`doors: ${this.#door.operation}: gfn ${gfns[at]} is still mapped`);
+    }
+    // Nothing is mapped where it was looked: all of them showed 0.
+    const leafs = this.changed() - before;
+    return { ns: now() - begun, leafs, looked: 0 };
+  }
+  #check(): void {
+    const { operation, roots, bytes, did } = this.#door;
+    if (!did(this.vm, bytes)) throw new Error(`doors: ${operation} on ${roots} roots did not do its work`);
+  }
 }
 
 const pages = (bytes: number) => bytes / PAGE;
 const relog = (vm: Vm, bytes: number, flags: number) =>
   vm.setUserMemoryRegion({ slot: 0, flags, guestPhysAddr: 0, memorySize: bytes, userspaceAddr: HVA });
+const zapAll = (vm: Vm, bytes: number) =>
+  void vm.unmapGfnRange({ slot: 0, start: 0, end: pages(bytes), onlyPrivate: vm.options.type === 'tdx' });
+
+const mapped = (vm: Vm) => vm.stat('pages_4k') + vm.stat('pages_2m') + vm.stat('pages_1g');
+const gone = (vm: Vm) => mapped(vm) === 0;
+const zapped = (vm: Vm) => vm.stat('leafs_zapped_direct_4k') + vm.stat('leafs_zapped_mirror_4k');
+const writeProtected = (vm: Vm) => vm.stat('leafs_write_protected');
 
 function doorsOf(quick: boolean): Door[] {
   const large = (quick ? 1 : 64) * GIB;
   const half = (quick ? 1 : 16) * GIB;
-  const direct = { roots: 'direct', leaves: '4k', density: 'full' } as const;
-  const mirror = { roots: 'mirror', leaves: '4k', density: 'full' } as const;
-  const gone = (vm: Vm) => vm.stat('pages_4k') + vm.stat('pages_2m') + vm.stat('pages_1g') === 0;
+  const direct = { roots: 'direct', leaves: '4k', density: 'full', changed: zapped } as const;
+  const mirror = { ...direct, roots: 'mirror' } as const;
+  const partly = (vm: Vm, bytes: number) => vm.stat('pages_4k') < pages(bytes);
   return [
     {
       ...direct,
       operation: 'map-whole',
       bytes: large,
-      prepare: (vm, bytes) => void vm.unmapGfnRange({ slot: 0, start: 0, end: pages(bytes) }),
+      walk: 'map',
+      prepare: zapAll,
       run: mapAll,
+      changed: mapped,
       did: (vm, bytes) => vm.stat('pages_4k') === pages(bytes),
     },
     ...(['full', 'half'] as const).map(
@@ -79,6 +142,7 @@ function doorsOf(quick: boolean): Door[] {
         density,
         operation: 'notifier-unmap-whole',
         bytes: density === 'full' ? large : half,
+        walk: 'zap',
         run: (vm, bytes) => vm.host.munmap({ hva: HVA, length: bytes }),
         did: gone,
       }),
@@ -87,6 +151,7 @@ function doorsOf(quick: boolean): Door[] {
       ...mirror,
       operation: 'gmem-punch-whole',
       bytes: large,
+      walk: 'zap',
       run: (_vm, bytes, file) => file!.punchHole(0, bytes),
       did: gone,
     },
@@ -94,21 +159,14 @@ function doorsOf(quick: boolean): Door[] {
       ...mirror,
       operation: 'gmem-punch-2MiB',
       bytes: large,
-      operations: 200,
-      run: (_vm, bytes, file) => {
-        for (let at = 0; at < 200; at++) file!.punchHole((hash(at, SEED) % (bytes / (2 * MIB))) * 2 * MIB, 2 * MIB);
-      },
-      did: (vm, bytes) => vm.stat('pages_4k') < pages(bytes),
+      walk: 'zap',
+      npages: 512,
+      count: 200,
+      run: () => undefined,
+      runRange: (start, npages, file) => file!.punchHole(start * PAGE, npages * PAGE),
+      did: partly,
     },
-    {
-      ...mirror,
-      operation: 'zap-whole',
-      bytes: large,
-      run: (vm, bytes) => {
-        vm.unmapGfnRange({ slot: 0, start: 0, end: pages(bytes), onlyPrivate: true });
-      },
-      did: gone,
-    },
+    { ...mirror, operation: 'zap-whole', bytes: large, walk: 'zap', run: zapAll, did: gone },
     ...(
       [
         ['zap-1GiB', GIB, 8],
@@ -116,27 +174,25 @@ function doorsOf(quick: boolean): Door[] {
         ['zap-64KiB', 16 * PAGE, 2000],
         ['zap-4KiB', PAGE, 10_000],
       ] as const
-    ).map(([operation, length, most]): Door => {
-      const operations = Math.max(1, Math.min(most, large / length / 2));
-      const npages = length / PAGE;
-      return {
+    ).map(
+      ([operation, length, most]): Door => ({
         ...mirror,
         operation,
         bytes: large,
-        operations,
-        run: (vm, bytes) => {
-          const starts = rangeStarts({ bytes, density: 'full', leaves: '4k' }, npages, operations, 'random', SEED);
-          vm.unmapGfnRanges({ slot: 0, starts: Float64Array.from(starts), npages, onlyPrivate: true });
-        },
-        did: (vm, bytes) => vm.stat('pages_4k') < pages(bytes),
-      };
-    }),
+        walk: 'zap',
+        npages: length / PAGE,
+        count: Math.max(1, Math.min(most, large / length / 2)),
+        run: () => undefined,
+        did: partly,
+      }),
+    ),
     {
       ...mirror,
       operation: 'accept-whole',
       bytes: large,
-      prepare: (vm, bytes) => void vm.unmapGfnRange({ slot: 0, start: 0, end: pages(bytes), onlyPrivate: true }),
+      prepare: zapAll,
       run: (vm, bytes) => void vm.vcpus[0].accept({ gpa: 0, size: bytes }),
+      changed: mapped,
       did: (vm, bytes) => vm.stat('pages_4k') === pages(bytes),
     },
     {
@@ -156,26 +212,23 @@ function doorsOf(quick: boolean): Door[] {
     },
     {
       ...direct,
-      operation: 'age-whole',
-      bytes: large,
-      run: (vm, bytes) => void vm.ageGfn({ slot: 0, start: 0, end: pages(bytes) }),
-      did: (vm, bytes) => vm.stat('leafs_aged') === pages(bytes),
-    },
-    {
-      ...direct,
       density: 'half',
       operation: 'write-protect-whole',
       bytes: half,
+      walk: 'write-protect',
       run: (vm, bytes) => relog(vm, bytes, 1),
-      did: (vm) => !vm.leafs().some(({ spte }) => spte.writable),
+      changed: writeProtected,
+      did: (vm) => writeProtected(vm) === vm.stat('pages_4k'),
     },
     {
       ...direct,
       leaves: '2m',
       operation: 'split-2m-whole',
       bytes: large,
+      walk: 'split',
       prepare: (vm) => vm.enableCap({ cap: 168, args: [1] }),
       run: (vm, bytes) => relog(vm, bytes, 1),
+      changed: writeProtected,
       did: (vm) => vm.stat('pages_2m') === 0,
     },
     {
@@ -183,8 +236,8 @@ function doorsOf(quick: boolean): Door[] {
       density: 'half',
       operation: 'invalidate-root-free-tables',
       bytes: half,
-      run: (vm, bytes) =>
-        vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memorySize: 0, userspaceAddr: HVA + bytes - bytes }),
+      walk: 'free',
+      run: (vm) => vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memorySize: 0, userspaceAddr: HVA }),
       did: gone,
     },
     {
@@ -192,50 +245,49 @@ function doorsOf(quick: boolean): Door[] {
       density: 'half',
       operation: 'destroy',
       bytes: half,
+      walk: 'free',
       run: (vm) => vm.destroy(),
       did: gone,
     },
   ];
 }
 
-export default async function doors({ quick, say }: BenchContext): Promise<Row[]> {
+export default async function doors({ quick, native, say }: BenchContext): Promise<Row[]> {
+  const tables = new LayoutA(await compileLayoutA());
+  const process = 'program' in native ? new NativeProcess(native.program) : undefined;
+  if ('skipped' in native) say(native.skipped);
+  const peers: Contender[] = [
+    ...(process ? [new Native(process, 'tdp_iter'), new Native(process, 'nested')] : []),
+    new WasmA(tables, 'tdp_iter'),
+    new WasmA(tables, 'nested'),
+  ];
   const rows: Row[] = [];
-  for (const door of doorsOf(quick)) {
-    const { vm, file } = guestOf(door);
-    const snapshot = vm.snapshot();
-    const samples: number[] = [];
-    const operations = door.operations ?? 1;
-    for (let round = -3; round < (quick ? 3 : 11); round++) {
-      vm.restore(snapshot);
-      const start = performance.now();
-      door.run(vm, door.bytes, file);
-      const ns = (performance.now() - start) * 1e6;
-      if (!door.did(vm, door.bytes))
-        throw new Error(`doors: ${door.operation} on ${door.roots} roots did not do its work`);
-      if (round >= 0) samples.push(ns / operations);
-    }
-    const nsPerOperation = median(samples);
-    say(
-      `${door.operation} (${door.roots}, ${door.bytes / GIB} GiB ${door.density} ${door.leaves}): ${(nsPerOperation / 1000).toFixed(1)} us`,
-    );
-    rows.push(
-      row({
+  try {
+    for (const door of doorsOf(quick)) {
+      const { operation, roots, bytes, density, leaves, walk } = door;
+      const guest: Guest = { bytes, density, leaves };
+      const contenders = [...(walk === undefined ? [] : peers), new ThroughDoor(door)];
+      for (const contender of contenders) await contender.build(guest);
+      const found = {
         question: 'doors',
-        guestBytes: door.bytes,
-        density: door.density,
-        operation: door.operation,
-        leaves: door.leaves,
-        roots: door.roots,
-        planes: door.density === 'full' ? 0 : 2,
-        contender: 'eptsim',
-        nsPerOperation,
-        nsPerPage: operations === 1 ? nsPerOperation / pages(door.bytes) : null,
-        operations,
-        samples: samples.length,
-        spread: spreadOf(samples),
-        order: operations === 1 ? undefined : 'random',
-      }),
-    );
+        guest,
+        operation,
+        roots,
+        walk: walk ?? 'zap',
+        npages: door.npages ?? 0,
+        count: door.count ?? 1,
+        order: 'random',
+      } as const;
+      const measured = await measure(found, contenders, quick ? 3 : 7, quick ? 1 : 2, () => null);
+      rows.push(...measured);
+      const { nsPerOperation, ratioToNativeIter: iter, ratioToNativeNested: nested } = measured.at(-1)!;
+      const ratios = iter === null ? '' : `, ${iter.toPrecision(3)}x / ${nested?.toPrecision(3)}x`;
+      const name = `${operation} (${roots}, ${bytes / GIB} GiB ${density} ${leaves})`;
+      say(`${name}: ${(nsPerOperation! / 1000).toFixed(1)} us${ratios}`);
+      for (const contender of contenders) await contender.close();
+    }
+  } finally {
+    process?.quit();
   }
   return rows;
 }

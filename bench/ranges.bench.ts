@@ -1,49 +1,20 @@
 // How much faster than the kernel's own page tables does the engine zap and age a guest, whole and in ranges?
 //
-// Contenders alternate within each round, each on tables filled anew, and what they did is compared after each. What is
-// read back belongs to the time: 1,000 seeded sptes after a whole guest, the count and one spte after each range.
+// How a row is taken is measure.ts's.
 
+import { type Case, measure } from './measure.ts';
 import { Arrays } from './peers/arrays.ts';
-import type { Contender, Outcome, Walk } from './peers/contender.ts';
+import type { Contender } from './peers/contender.ts';
 import { Eptsim, EptsimByCall } from './peers/eptsim.ts';
 import { compileLayoutA, LayoutA, WasmA } from './peers/layout-a-wasm.ts';
 import { MapOfSptes } from './peers/map.ts';
 import { Native, NativeProcess } from './peers/native.ts';
 import { Roaring } from './peers/roaring.ts';
-import { type BenchContext, type Goal, median, type Row, row, spreadOf } from './rows.ts';
-import {
-  GIB,
-  type Guest,
-  gfnsToRead,
-  KIB,
-  type Leaves,
-  MIB,
-  type Order,
-  PAGE,
-  pagesOf,
-  rangeStarts,
-  SEED,
-  TIB,
-} from './workloads.ts';
+import type { BenchContext, Goal, Row } from './rows.ts';
+import { GIB, type Guest, KIB, type Leaves, MIB, PAGE, TIB } from './workloads.ts';
 
-const QUESTION = 'ranges';
-const READ_BACK = 1000;
-/** Below so many operations a turn the code's way from memory to the processor would weigh in their time. */
-const FEW = 100;
-/** So much time, and one run at least, a contender then has untimed at the beginning of its turn. */
-const WARM_NS = 200_000;
 /** Native nested must reach this part of the bandwidth measured beside it, or it is a straw man and the bench fails. */
 const LEAST_BANDWIDTH = 0.5;
-
-interface Case {
-  guest: Guest;
-  operation: string;
-  walk: Walk;
-  /** 0: the whole guest. */
-  npages: number;
-  count: number;
-  order: Order;
-}
 
 const RANGES: readonly [name: string, bytes: number, count: number][] = [
   ['zap-1GiB', GIB, 32],
@@ -53,7 +24,9 @@ const RANGES: readonly [name: string, bytes: number, count: number][] = [
 ];
 
 function casesOf(guest: Guest, quick: boolean): Case[] {
+  const question = 'ranges';
   const cases: Case[] = (['zap', 'age'] as const).map((walk) => ({
+    question,
     guest,
     operation: `${walk}-whole`,
     walk,
@@ -64,7 +37,7 @@ function casesOf(guest: Guest, quick: boolean): Case[] {
   for (const [operation, bytes, most] of RANGES) {
     const count = Math.max(1, Math.min(quick ? most / 10 : most, guest.bytes / bytes / 2));
     for (const order of quick ? (['random'] as const) : (['random', 'sequential'] as const)) {
-      cases.push({ guest, operation, walk: 'zap', npages: bytes / PAGE, count, order });
+      cases.push({ question, guest, operation, walk: 'zap', npages: bytes / PAGE, count, order });
     }
   }
   return cases;
@@ -88,81 +61,6 @@ function goalOf({ guest, operation, order }: Case, contender: string): Goal | nu
   if (operation === 'zap-64KiB') return 'zap 64 KiB ranges';
   if (operation === 'zap-4KiB') return 'zap 4 KiB random';
   return null;
-}
-
-function agree(found: Case, name: string, outcome: Outcome, first: Outcome, firstName: string): void {
-  if (outcome.leafs === first.leafs && outcome.looked === first.looked) return;
-  const what = `${found.operation} of ${found.guest.bytes / GIB} GiB ${found.guest.density} ${found.guest.leaves}`;
-  throw new Error(
-    `${what}: ${name} found ${outcome.leafs} leaves and read ${outcome.looked}, ${firstName} ${first.leafs} and ${first.looked}`,
-  );
-}
-
-async function measure(found: Case, all: readonly Contender[], rounds: number, warmUps: number): Promise<Row[]> {
-  const { guest, walk, npages, order } = found;
-  const contenders = all.filter((one) => one.takes(guest, walk, npages));
-  const whole = npages === 0;
-  const times = new Map<string, number[]>(contenders.map(({ name }) => [name, []]));
-  let leafs = 0;
-  for (let round = -warmUps; round < rounds; round++) {
-    const gfns = whole
-      ? gfnsToRead(guest, READ_BACK, SEED + round)
-      : rangeStarts(guest, npages, found.count, order, SEED + round);
-    const more = gfnsToRead(guest, READ_BACK, SEED + 1000 + round);
-    let first: { name: string; outcome: Outcome; looked: number } | undefined;
-    for (let turn = 0; turn < contenders.length; turn++) {
-      const contender = contenders[(turn + Math.max(round, 0)) % contenders.length];
-      // Untimed, so that no contender's code is cold: the fastest would be timed waiting for it.
-      for (let warm = found.count < FEW ? 0 : WARM_NS; warm < WARM_NS; ) {
-        await contender.fill();
-        await contender.use(whole ? more : gfns);
-        warm += (whole ? await contender.whole(walk) : await contender.ranges(walk, npages)).ns;
-      }
-      await contender.fill();
-      await contender.use(gfns);
-      const outcome = whole ? await contender.whole(walk) : await contender.ranges(walk, npages);
-      await contender.use(more);
-      const looked = await contender.look();
-      first ??= { name: contender.name, outcome, looked };
-      agree(found, contender.name, outcome, first.outcome, first.name);
-      agree(
-        found,
-        `${contender.name} (after)`,
-        { ...outcome, looked },
-        { ...outcome, looked: first.looked },
-        first.name,
-      );
-      leafs = outcome.leafs;
-      if (round >= 0) times.get(contender.name)!.push(outcome.ns / found.count);
-    }
-  }
-  const middle = (name: string) => (times.has(name) ? median(times.get(name)!) : null);
-  const iter = middle('native tdp_iter');
-  const nested = middle('native nested');
-  const sameAlgorithm = middle('wasm layout A tdp_iter');
-  return contenders.map(({ name }) => {
-    const nsPerOperation = middle(name)!;
-    return row({
-      question: QUESTION,
-      guestBytes: guest.bytes,
-      density: guest.density,
-      operation: found.operation,
-      leaves: guest.leaves,
-      planes: guest.density === 'full' ? 0 : 2,
-      contender: name,
-      nsPerPage: nsPerOperation / (whole ? pagesOf(guest) : npages),
-      nsPerOperation,
-      ratioToNativeIter: iter === null ? null : iter / nsPerOperation,
-      ratioToNativeNested: nested === null ? null : nested / nsPerOperation,
-      ratioSameAlgorithm: iter === null || sameAlgorithm === null ? null : iter / sameAlgorithm,
-      goal: iter === null ? null : goalOf(found, name),
-      order: whole ? undefined : order,
-      operations: found.count,
-      samples: rounds,
-      spread: spreadOf(times.get(name)!),
-      note: `${leafs} leaves`,
-    });
-  });
 }
 
 function guestsOf(quick: boolean): Guest[] {
@@ -218,7 +116,7 @@ async function measureGuest(
   const rows: Row[] = [];
   for (const found of casesOf(guest, context.quick)) {
     const rounds = context.quick ? 3 : guest.bytes >= 64 * GIB ? 5 : 9;
-    const measured = await measure(found, contenders, rounds, context.quick ? 1 : 2);
+    const measured = await measure(found, contenders, rounds, context.quick ? 1 : 2, goalOf);
     rows.push(...measured);
     if (process !== undefined && found.operation === 'zap-whole' && guest.leaves === '4k' && guest.density === 'full') {
       await checkNoStrawMan(process, guest, measured, context);

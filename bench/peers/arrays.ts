@@ -11,8 +11,8 @@ export class Arrays implements Contender {
   #filled = new Uint32Array();
   #gfns: Uint32Array = new Uint32Array();
 
-  takes(guest: Guest): boolean {
-    return guest.leaves === '4k' && guest.bytes <= LARGEST;
+  takes(guest: Guest, walk: Walk): boolean {
+    return (walk === 'zap' || walk === 'age') && guest.leaves === '4k' && guest.bytes <= LARGEST;
   }
   async build(guest: Guest): Promise<void> {
     const pages = pagesOf(guest);

@@ -6,13 +6,18 @@ import type { Guest } from '../workloads.ts';
 export interface Outcome {
   /** Nanoseconds, the reading back included. */
   ns: number;
-  /** Leaves zapped, or aged. */
+  /** Leaves that changed. */
   leafs: number;
-  /** Sum over the sptes read back: state (present 1, accessed 2, dirty 4), in whole() times its place from 1. */
+  /** Sum over the sptes read back: state (present 1, accessed 2, dirty 4, read-only 8), in whole() times its place from 1. */
   looked: number;
 }
 
-export type Walk = 'zap' | 'age';
+/**
+ * What is done to page tables: split takes 2M leaves to 4K and write-protects them, as dirty logging does; free takes tables
+ * down with their leaves. Peers have their numbers by this order.
+ */
+export const WALKS = ['zap', 'age', 'write-protect', 'map', 'split', 'free'] as const;
+export type Walk = (typeof WALKS)[number];
 
 export interface Contender {
   readonly name: string;
@@ -20,13 +25,13 @@ export interface Contender {
   takes(guest: Guest, walk: Walk, npages: number): boolean;
   /** Makes the guest, every table linked. */
   build(guest: Guest): Promise<void>;
-  /** Maps the guest's pages as the workload has them; not timed. */
-  fill(): Promise<void>;
+  /** Maps the guest's pages as the workload has them, none of them where `walk` is to map them; not timed. */
+  fill(walk: Walk): Promise<void>;
   /** The gfns that whole() reads and ranges() starts at. */
   use(gfns: Uint32Array): Promise<void>;
   /** Walks the whole guest, then reads the count and every gfn in use. */
   whole(walk: Walk): Promise<Outcome>;
-  /** Walks `npages` from each gfn in use; after each reads the count and one spte of the range. */
+  /** Zaps or ages `npages` from each gfn in use; after each reads the count and one spte of the range. */
   ranges(walk: Walk, npages: number): Promise<Outcome>;
   /** Sum over the gfns in use, as whole() has it; not timed. */
   look(): Promise<number>;
@@ -34,3 +39,11 @@ export interface Contender {
 }
 
 export const now = (): number => Number(process.hrtime.bigint());
+
+/** Pages that were zapped and then mapped one by one: a time for each. */
+export interface Calls {
+  zapNs: number;
+  mapNs: number;
+  /** Leaves that changed, both ways. */
+  leafs: number;
+}

@@ -1,7 +1,7 @@
 // The engine, through its public API and all of its checks.
 
 import { pathToFileURL } from 'node:url';
-import type { Vm } from '../../src/index.ts';
+import type { GfnRangesResult, KvmGfnRanges, Vm } from '../../src/index.ts';
 import { type Guest, LEAVES, leafLevelAt, PAGE, pagesOf, rangeStarts, SEED, stateOf } from '../workloads.ts';
 import { type Contender, now, type Outcome, type Walk } from './contender.ts';
 
@@ -95,9 +95,9 @@ function warmUp(): void {
   }
 }
 
-/** An spte's code (Vm.sptes()) as the other contenders show it: present, accessed and dirty are bits 2, 4 and 5. */
+/** An spte's code (Vm.sptes()) as the other contenders show it: present, accessed, dirty and writable are bits 2, 4, 5 and 3. */
 function shown(code: number): number {
-  return (code & 7) === 4 ? 1 | (((code >> 4) & 3) << 1) : 0;
+  return (code & 7) === 4 ? 1 | (((code >> 4) & 3) << 1) | (((~code >> 3) & 1) << 3) : 0;
 }
 
 /** The codes of seeded gfns, each weighed by its place, as every contender sums them. */
@@ -128,15 +128,34 @@ export class Eptsim implements Contender {
   #doubles = new Float64Array();
   #into = { leafs: new Float64Array(), sptes: new Uint32Array() };
 
-  takes(guest: Guest, _walk: Walk, _npages: number): boolean {
-    return LEAVES[guest.leaves] > 0;
+  takes(guest: Guest, walk: Walk, _npages: number): boolean {
+    return (walk === 'zap' || walk === 'age') && LEAVES[guest.leaves] > 0;
   }
   async build(guest: Guest): Promise<void> {
     warmUp();
     this.#guest = guest;
-    this.#vm = vmOf(guest);
-    fillVm(this.#vm, guest);
+    this.#vm = this.make(guest);
     this.#snapshot = this.#vm.snapshot();
+  }
+  /** The VM as each round finds it. */
+  protected make(guest: Guest): Vm {
+    const vm = vmOf(guest);
+    fillVm(vm, guest);
+    return vm;
+  }
+  /** Leaves that `walk` has changed so far. */
+  protected changed(walk: Walk): number {
+    const { vm } = this;
+    if (walk !== 'zap') return vm.stat('leafs_aged');
+    return vm.stat('leafs_zapped_direct_4k') + vm.stat('leafs_zapped_direct_2m');
+  }
+  protected doWhole(walk: Walk, guest: Guest): void {
+    const whole = { slot: 0, start: 0, end: pagesOf(guest) };
+    if (walk === 'zap') this.vm.unmapGfnRange(whole);
+    else this.vm.ageGfn(whole);
+  }
+  protected doRanges(walk: Walk, ranges: KvmGfnRanges): GfnRangesResult {
+    return walk === 'zap' ? this.vm.unmapGfnRanges(ranges) : this.vm.ageGfnRanges(ranges);
   }
   async fill(): Promise<void> {
     this.vm.restore(this.#snapshot!);
@@ -145,21 +164,14 @@ export class Eptsim implements Contender {
     this.gfns = gfns;
     this.#doubles = Float64Array.from(gfns);
   }
-  protected zapped(): number {
-    const { vm } = this;
-    return vm.stat('leafs_zapped_direct_4k') + vm.stat('leafs_zapped_direct_2m');
-  }
   #sum(): number {
     return sumOf(this.vm.sptes(this.#doubles));
   }
   async whole(walk: Walk): Promise<Outcome> {
-    const vm = this.vm;
-    const end = pagesOf(this.#guest!);
-    const before = walk === 'zap' ? this.zapped() : vm.stat('leafs_aged');
+    const before = this.changed(walk);
     const start = now();
-    if (walk === 'zap') vm.unmapGfnRange({ slot: 0, start: 0, end });
-    else vm.ageGfn({ slot: 0, start: 0, end });
-    const leafs = (walk === 'zap' ? this.zapped() : vm.stat('leafs_aged')) - before;
+    this.doWhole(walk, this.#guest!);
+    const leafs = this.changed(walk) - before;
     const looked = this.#sum();
     return { ns: now() - start, leafs, looked };
   }
@@ -172,7 +184,7 @@ export class Eptsim implements Contender {
     }
     const ranges = { slot: 0, starts, npages, look, into: this.#into };
     const begun = now();
-    const { leafs, sptes } = walk === 'zap' ? this.vm.unmapGfnRanges(ranges) : this.vm.ageGfnRanges(ranges);
+    const { leafs, sptes } = this.doRanges(walk, ranges);
     const found = totalsOf(leafs, sptes);
     return { ns: now() - begun, ...found };
   }
@@ -200,7 +212,7 @@ export class EptsimByCall extends Eptsim {
     const { vm } = this;
     const gfns = this.gfns;
     const zap = walk === 'zap';
-    let before = zap ? this.zapped() : vm.stat('leafs_aged');
+    let before = this.changed(walk);
     let leafs = 0;
     let looked = 0;
     const begun = now();
@@ -208,11 +220,13 @@ export class EptsimByCall extends Eptsim {
       const start = gfns[at];
       if (zap) vm.unmapGfnRange({ slot: 0, start, end: start + npages });
       else vm.ageGfn({ slot: 0, start, end: start + npages });
-      const after = zap ? this.zapped() : vm.stat('leafs_aged');
+      const after = this.changed(walk);
       leafs += after - before;
       before = after;
       const spte = vm.spte(start + (at % npages));
-      if (spte.class === 'leaf') looked += 1 + (spte.accessed ? 2 : 0) + (spte.dirty ? 4 : 0);
+      if (spte.class === 'leaf') {
+        looked += 1 + (spte.accessed ? 2 : 0) + (spte.dirty ? 4 : 0) + (spte.writable ? 0 : 8);
+      }
     }
     return { ns: now() - begun, leafs, looked };
   }

@@ -3,18 +3,18 @@
 import { mkdirSync, readFileSync } from 'node:fs';
 import asc from 'assemblyscript/asc';
 import { DENSITIES, type Guest, LEAVES, pagesOf, SEED } from '../workloads.ts';
-import { type Contender, now, type Outcome, type Walk } from './contender.ts';
+import { type Calls, type Contender, now, type Outcome, WALKS, type Walk } from './contender.ts';
 
 interface Exports {
   GFNS: { value: number };
   leafs: { value: bigint };
-  accessed: { value: bigint };
   looked: { value: bigint };
   build(pages: number, leaves: number): void;
   fill(density: number, seed: number): void;
-  whole(nested: number, age: number, gfns: number): void;
-  ranges(nested: number, age: number, npages: number, gfns: number): void;
+  whole(nested: number, op: number, gfns: number): void;
+  ranges(nested: number, op: number, npages: number, gfns: number): void;
   lookAll(gfns: number): void;
+  one(op: number, gfn: number): number;
 }
 
 const FLAGS = ['--runtime', 'stub', '--importMemory', '--initialMemory', '600', '--memoryBase', '2048'];
@@ -44,7 +44,9 @@ export class LayoutA {
   build(guest: Guest): void {
     if (this.guest === guest) return;
     this.guest = guest;
-    const tables = guest.leaves === '2m' ? guest.bytes / 2 ** 30 : guest.bytes / 2 ** 21;
+    // Of a small guest even where its leaves are of 2M: they may be split.
+    const isSmall = guest.bytes <= 2 ** 36;
+    const tables = guest.leaves === '2m' && !isSmall ? guest.bytes / 2 ** 30 : guest.bytes / 2 ** 21;
     const wanted = Math.ceil((ARENA + tables * 1.01 * 4096 + 2 ** 21) / 65536);
     if (this.#memory === undefined || this.#memory.buffer.byteLength < wanted * 65536) {
       this.#memory = new WebAssembly.Memory({ initial: Math.max(wanted, 600) });
@@ -65,7 +67,7 @@ export class WasmA implements Contender {
   readonly name: string;
   readonly #tables: LayoutA;
   readonly #nested: number;
-  #count = 0;
+  #gfns: Uint32Array = new Uint32Array();
 
   constructor(tables: LayoutA, kind: 'tdp_iter' | 'nested') {
     this.name = `wasm layout A ${kind}`;
@@ -79,32 +81,50 @@ export class WasmA implements Contender {
   async build(guest: Guest): Promise<void> {
     this.#tables.build(guest);
   }
-  async fill(): Promise<void> {
+  async fill(walk: Walk): Promise<void> {
     this.#tables.exports.fill(DENSITIES.indexOf(this.#tables.guest!.density), SEED);
+    if (walk === 'map') this.#tables.exports.whole(1, WALKS.indexOf('zap'), 0);
   }
   async use(gfns: Uint32Array): Promise<void> {
-    this.#count = gfns.length;
+    this.#gfns = gfns;
     this.#tables.gfns = gfns;
   }
-  #outcome(ns: number, walk: Walk): Outcome {
-    const { leafs, accessed, looked } = this.#tables.exports;
-    return { ns, leafs: Number(walk === 'zap' ? leafs.value : accessed.value), looked: Number(looked.value) };
+  #outcome(ns: number): Outcome {
+    const { leafs, looked } = this.#tables.exports;
+    return { ns, leafs: Number(leafs.value), looked: Number(looked.value) };
   }
   async whole(walk: Walk): Promise<Outcome> {
     const { exports } = this.#tables;
     const start = now();
-    exports.whole(this.#nested, walk === 'age' ? 1 : 0, this.#count);
-    return this.#outcome(now() - start, walk);
+    exports.whole(this.#nested, WALKS.indexOf(walk), this.#gfns.length);
+    return this.#outcome(now() - start);
   }
   async ranges(walk: Walk, npages: number): Promise<Outcome> {
     const { exports } = this.#tables;
     const start = now();
-    exports.ranges(this.#nested, walk === 'age' ? 1 : 0, npages, this.#count);
-    return this.#outcome(now() - start, walk);
+    exports.ranges(this.#nested, WALKS.indexOf(walk), npages, this.#gfns.length);
+    return this.#outcome(now() - start);
   }
   async look(): Promise<number> {
-    this.#tables.exports.lookAll(this.#count);
+    this.#tables.exports.lookAll(this.#gfns.length);
     return Number(this.#tables.exports.looked.value);
+  }
+  /** A call for each page: of what it costs to come from JavaScript, all but the checks. */
+  async calls(npages: number): Promise<Calls> {
+    const { one } = this.#tables.exports;
+    const [zap, map] = [WALKS.indexOf('zap'), WALKS.indexOf('map')];
+    let leafs = 0;
+    let zapMs = 0;
+    let mapMs = 0;
+    for (const first of this.#gfns) {
+      const start = performance.now();
+      for (let gfn = first; gfn < first + npages; gfn++) leafs += one(zap, gfn);
+      const middle = performance.now();
+      for (let gfn = first; gfn < first + npages; gfn++) leafs += one(map, gfn);
+      zapMs += middle - start;
+      mapMs += performance.now() - middle;
+    }
+    return { zapNs: zapMs * 1e6, mapNs: mapMs * 1e6, leafs };
   }
   async close(): Promise<void> {}
 }

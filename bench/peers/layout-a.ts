@@ -3,6 +3,7 @@
 
 const ENTRIES: u32 = 512;
 const SPTE_LINK: u64 = 7;
+const SPTE_WRITABLE: u64 = 2;
 const SPTE_HUGE: u64 = 1 << 7;
 const SPTE_ACCESSED: u64 = 1 << 8;
 const SPTE_DIRTY: u64 = 1 << 9;
@@ -13,10 +14,22 @@ const ARENA: usize = 1 << 25;
 export const GFNS: usize = 65536;
 export const GFNS_MAX: u32 = 1 << 22;
 
+// What is done to page tables. The order is bench/peers/contender.ts's.
+const OP_ZAP: u32 = 0;
+const OP_AGE: u32 = 1;
+const OP_WRITE_PROTECT: u32 = 2;
+const OP_MAP: u32 = 3;
+const OP_SPLIT: u32 = 4;
+const OP_FREE: u32 = 5;
+
 let pages: u64 = 0;
 let rootLevel: i32 = 4;
 let root: usize = 0;
 let used: usize = 0;
+/** Where the tables end that map the guest before anything is split. */
+let linked: usize = 0;
+/** Tables that nothing maps with any more, each with the next one's address in its first entry. */
+let freeTables: u64 = 0;
 let leafLevel: i32 = 1;
 
 export let leafs: u64 = 0;
@@ -50,7 +63,7 @@ function resetCounts(): void {
 // --- tdp_iter --------------------------------------------------------------------------------------------------------
 
 // The iterator of native.c, step by step. gcc keeps its fields in registers; AssemblyScript does that for locals alone, so
-// each walk has the steps written out over locals. `shift` stands for the level: 9 bits each. The path stays in memory.
+// the steps are written out over locals. `shift` stands for the level: 9 bits each. The path stays in memory.
 const PATH: usize = 1024;
 
 function indexBy(gfn: u64, shift: u64): usize {
@@ -65,14 +78,19 @@ function shiftOf(level: i32): u64 {
 function pathPtr(shift: u64): usize {
   return PATH + ((<usize>shift) << 2);
 }
-function noteLeafs(zapped: u64, young: u64, written: u64): void {
-  leafs += zapped;
-  accessed += young;
-  dirty += written;
-}
-function iterZap(start: u64, end: u64): void {
+
+// What iterate() does at each entry. Types, as a function of its own is compiled for each.
+class Zap {}
+class Age {}
+class WriteProtect {}
+/** Of leaves of 2M, which stand at level 2. */
+class Split {}
+
+function iterate<Op>(start: u64, end: u64): void {
   const top = shiftOf(rootLevel);
-  let zapped: u64 = 0;
+  const bottom: u64 = idof<Op>() == idof<Split>() ? 9 : 0;
+  const bit = idof<Op>() == idof<Age>() ? SPTE_ACCESSED : SPTE_WRITABLE;
+  let changed: u64 = 0;
   let young: u64 = 0;
   let written: u64 = 0;
   let shift = top;
@@ -82,14 +100,21 @@ function iterZap(start: u64, end: u64): void {
   let sptep = root + (indexBy(gfn, shift) << 3);
   let spte = load<u64>(sptep);
   while (gfn < end) {
-    if ((spte & SPTE_PRESENT) != 0 && isLeafBy(spte, shift)) {
-      zapped++;
-      young += (spte >> 8) & 1;
-      written += (spte >> 9) & 1;
-      store<u64>(sptep, 0);
+    if (idof<Op>() == idof<Zap>()) {
+      if ((spte & SPTE_PRESENT) != 0 && isLeafBy(spte, shift)) {
+        changed++;
+        young += (spte >> 8) & 1;
+        written += (spte >> 9) & 1;
+        store<u64>(sptep, 0);
+      }
+    } else if (idof<Op>() == idof<Split>()) {
+      if ((spte & SPTE_PRESENT) != 0 && (spte & SPTE_HUGE) != 0) store<u64>(sptep, splitTable(spte));
+    } else if ((spte & bit) != 0 && isLeafBy(spte, shift)) {
+      changed++;
+      store<u64>(sptep, spte & ~bit);
     }
     // Down.
-    if (shift != 0) {
+    if (shift != bottom) {
       spte = load<u64>(sptep);
       if ((spte & SPTE_PRESENT) != 0 && (spte & SPTE_HUGE) == 0) {
         shift -= 9;
@@ -103,10 +128,7 @@ function iterZap(start: u64, end: u64): void {
     }
     // Sideways, else up.
     while (indexBy(gfn, shift) == ENTRIES - 1) {
-      if (shift == top) {
-        noteLeafs(zapped, young, written);
-        return;
-      }
+      if (shift == top) break;
       shift += 9;
       gfn &= -1 << shift;
       sptep = load<usize>(pathPtr(shift)) + (indexBy(gfn, shift) << 3);
@@ -117,52 +139,53 @@ function iterZap(start: u64, end: u64): void {
     sptep += 8;
     spte = load<u64>(sptep);
   }
-  noteLeafs(zapped, young, written);
+  leafs += changed;
+  accessed += young;
+  dirty += written;
 }
-function iterAge(start: u64, end: u64): void {
-  const top = shiftOf(rootLevel);
-  let young: u64 = 0;
-  let shift = top;
-  let nextGfn = start;
-  let gfn = start & (-1 << shift);
-  store<usize>(pathPtr(shift), root);
-  let sptep = root + (indexBy(gfn, shift) << 3);
-  let spte = load<u64>(sptep);
-  while (gfn < end) {
-    if ((spte & SPTE_ACCESSED) != 0 && isLeafBy(spte, shift)) {
-      young++;
-      store<u64>(sptep, spte & ~SPTE_ACCESSED);
-    }
-    // Down.
-    if (shift != 0) {
+/** A fault for each page, as kvm_tdp_mmu_map() walks. */
+function iterMap(start: u64, end: u64): void {
+  let mapped: u64 = 0;
+  for (let page = start; page < end; page++) {
+    let shift = shiftOf(rootLevel);
+    let sptep = root + (indexBy(page, shift) << 3);
+    let spte = load<u64>(sptep);
+    store<usize>(pathPtr(shift), root);
+    while (shift != 0) {
       spte = load<u64>(sptep);
-      if ((spte & SPTE_PRESENT) != 0 && (spte & SPTE_HUGE) == 0) {
-        shift -= 9;
-        const child = tableOf(spte);
-        store<usize>(pathPtr(shift), child);
-        gfn = nextGfn & (-1 << shift);
-        sptep = child + (indexBy(gfn, shift) << 3);
-        spte = load<u64>(sptep);
-        continue;
-      }
-    }
-    // Sideways, else up.
-    while (indexBy(gfn, shift) == ENTRIES - 1) {
-      if (shift == top) {
-        noteLeafs(0, young, 0);
-        return;
-      }
-      shift += 9;
-      gfn &= -1 << shift;
-      sptep = load<usize>(pathPtr(shift)) + (indexBy(gfn, shift) << 3);
+      shift -= 9;
+      const child = tableOf(spte);
+      store<usize>(pathPtr(shift), child);
+      sptep = child + (indexBy(page, shift) << 3);
       spte = load<u64>(sptep);
     }
-    gfn += 1 << shift;
-    nextGfn = gfn;
-    sptep += 8;
-    spte = load<u64>(sptep);
+    if (spte & SPTE_PRESENT) continue;
+    store<u64>(sptep, leafOf(page, DENSITY_FULL, 0));
+    mapped++;
   }
-  noteLeafs(0, young, 0);
+  leafs += mapped;
+}
+/** Writes the 512 entries that a leaf of 2M becomes. Returns what links their table. */
+function splitTable(spte: u64): u64 {
+  const table = takeTable();
+  const first = spte & ~SPTE_HUGE;
+  for (let at: usize = 0; at < ENTRIES; at++) store<u64>(table + (at << 3), first + ((<u64>at) << 12));
+  return linkTo(table);
+}
+function freeTable(table: usize): void {
+  store<u64>(table, freeTables);
+  freeTables = table;
+}
+/** Entry by entry, as handle_removed_pt() takes a table down. */
+function iterFree(table: usize, at: i32): void {
+  for (let ptr = table; ptr < table + (ENTRIES << 3); ptr += 8) {
+    const spte = load<u64>(ptr);
+    store<u64>(ptr, 0);
+    if ((spte & SPTE_PRESENT) == 0) continue;
+    if (isLeaf(spte, at)) countLeaf(spte);
+    else iterFree(tableOf(spte), at - 1);
+  }
+  if (at != rootLevel) freeTable(table);
 }
 
 // --- nested ----------------------------------------------------------------------------------------------------------
@@ -183,21 +206,36 @@ function zapTable(table: usize, from: usize, to: usize): void {
   accessed += young;
   dirty += written;
 }
-function ageTable(table: usize, from: usize, to: usize): void {
-  let young: u64 = 0;
+function clearTable(table: usize, from: usize, to: usize, bit: u64): void {
+  let changed: u64 = 0;
   const end = table + (to << 3);
   for (let ptr = table + (from << 3); ptr < end; ptr += 8) {
     const spte = load<u64>(ptr);
-    young += (spte >> 8) & 1;
-    store<u64>(ptr, spte & ~SPTE_ACCESSED);
+    changed += <u64>((spte & bit) != 0);
+    store<u64>(ptr, spte & ~bit);
   }
-  accessed += young;
+  leafs += changed;
 }
-function nested(table: usize, at: i32, start: u64, end: u64, age: bool): void {
+function mapTable(table: usize, gfn: u64, from: usize, to: usize): void {
+  let mapped: u64 = 0;
+  const end = table + (to << 3);
+  for (let ptr = table + (from << 3); ptr < end; ptr += 8) {
+    const spte = load<u64>(ptr);
+    const isAbsent = (spte & SPTE_PRESENT) == 0;
+    mapped += <u64>isAbsent;
+    store<u64>(ptr, isAbsent ? leafOf(gfn, DENSITY_FULL, 0) : spte);
+    gfn++;
+  }
+  leafs += mapped;
+}
+
+function nested(table: usize, at: i32, start: u64, end: u64, op: u32): void {
   const from = indexOf(start, at);
   const to = indexOf(end - 1, at) + 1;
   if (at == 1) {
-    if (age) ageTable(table, from, to);
+    if (op == OP_AGE) clearTable(table, from, to, SPTE_ACCESSED);
+    else if (op == OP_WRITE_PROTECT) clearTable(table, from, to, SPTE_WRITABLE);
+    else if (op == OP_MAP) mapTable(table, start, from, to);
     else zapTable(table, from, to);
     return;
   }
@@ -208,14 +246,23 @@ function nested(table: usize, at: i32, start: u64, end: u64, age: bool): void {
     const ptr = table + (index << 3);
     const spte = load<u64>(ptr);
     if (spte & SPTE_PRESENT) {
-      if ((spte & SPTE_HUGE) == 0) {
-        nested(tableOf(spte), at - 1, gfn, next, age);
-      } else if (age) {
-        accessed += (spte >> 8) & 1;
-        store<u64>(ptr, spte & ~SPTE_ACCESSED);
-      } else {
-        countLeaf(spte);
-        store<u64>(ptr, 0);
+      if (spte & SPTE_HUGE) {
+        if (op == OP_SPLIT) {
+          store<u64>(ptr, splitTable(spte));
+        } else if (op == OP_AGE || op == OP_WRITE_PROTECT) {
+          const bit = op == OP_AGE ? SPTE_ACCESSED : SPTE_WRITABLE;
+          leafs += <u64>((spte & bit) != 0);
+          store<u64>(ptr, spte & ~bit);
+        } else if (op != OP_MAP) {
+          countLeaf(spte);
+          store<u64>(ptr, 0);
+        }
+      } else if (!(op == OP_SPLIT && at == 2)) {
+        nested(tableOf(spte), at - 1, gfn, next, op);
+        if (op == OP_FREE) {
+          store<u64>(ptr, 0);
+          freeTable(tableOf(spte));
+        }
       }
     }
     gfn = next;
@@ -246,32 +293,43 @@ function leafOf(index: u64, density: u32, seed: u32): u64 {
 function leafLevelAt(gfn: u64): i32 {
   return leafLevel == LEAVES_MIXED ? (gfn < pages / 2 ? 2 : 1) : leafLevel;
 }
-function allocTable(): usize {
+function takeTable(): usize {
   const table = ARENA + used;
   used += 4096;
+  return table;
+}
+function allocTable(): usize {
+  const table = takeTable();
   memory.fill(table, 0, 4096);
   return table;
+}
+function linkTo(table: usize): u64 {
+  return <u64>(table - ARENA) | SPTE_LINK | SPTE_PRESENT;
+}
+function linkTables(): void {
+  used = 0;
+  freeTables = 0;
+  root = allocTable();
+  for (let gfn: u64 = 0; gfn < pages; gfn += pagesOf(leafLevelAt(gfn) + 1)) {
+    let table = root;
+    for (let at = rootLevel; at > leafLevelAt(gfn); at--) {
+      const ptr = table + (indexOf(gfn, at) << 3);
+      if (load<u64>(ptr) == 0) store<u64>(ptr, linkTo(allocTable()));
+      table = tableOf(load<u64>(ptr));
+    }
+  }
+  linked = used;
 }
 
 export function build(npages: f64, leaves: i32): void {
   pages = <u64>npages;
   leafLevel = leaves;
   rootLevel = 4;
-  used = 0;
-  root = allocTable();
-  for (let gfn: u64 = 0; gfn < pages; gfn += pagesOf(leafLevelAt(gfn) + 1)) {
-    let table = root;
-    for (let at = rootLevel; at > leafLevelAt(gfn); at--) {
-      const ptr = table + (indexOf(gfn, at) << 3);
-      if (load<u64>(ptr) == 0) {
-        const child = allocTable();
-        store<u64>(ptr, <u64>(child - ARENA) | SPTE_LINK | SPTE_PRESENT);
-      }
-      table = tableOf(load<u64>(ptr));
-    }
-  }
+  linkTables();
 }
 export function fill(density: u32, seed: u32): void {
+  if (freeTables != 0) linkTables();
+  used = linked;
   let gfn: u64 = 0;
   while (gfn < pages) {
     let table = root;
@@ -295,15 +353,26 @@ function look(gfn: u64): u32 {
     spte = load<u64>(table + (indexOf(gfn, at) << 3));
   }
   if ((spte & SPTE_PRESENT) == 0) return 0;
-  return 1 | ((<u32>((spte >> 8) & 1)) << 1) | ((<u32>((spte >> 9) & 1)) << 2);
+  const isReadOnly: u32 = spte & SPTE_WRITABLE ? 0 : 8;
+  return 1 | ((<u32>((spte >> 8) & 1)) << 1) | ((<u32>((spte >> 9) & 1)) << 2) | isReadOnly;
 }
 
 // --- Commands --------------------------------------------------------------------------------------------------------
 
-function walk(useNested: bool, age: bool, start: u64, end: u64): void {
-  if (useNested) nested(root, rootLevel, start, end, age);
-  else if (age) iterAge(start, end);
-  else iterZap(start, end);
+function walk(useNested: bool, op: u32, start: u64, end: u64): void {
+  // What is split is logged from then on: two walks, as in native.c.
+  const then = op == OP_SPLIT ? OP_WRITE_PROTECT : op;
+  if (useNested) {
+    if (op == OP_SPLIT) nested(root, rootLevel, start, end, op);
+    nested(root, rootLevel, start, end, then);
+    return;
+  }
+  if (op == OP_SPLIT) iterate<Split>(start, end);
+  if (then == OP_ZAP) iterate<Zap>(start, end);
+  else if (then == OP_AGE) iterate<Age>(start, end);
+  else if (then == OP_WRITE_PROTECT) iterate<WriteProtect>(start, end);
+  else if (then == OP_MAP) iterMap(start, end);
+  else iterFree(root, rootLevel);
 }
 export function lookAll(gfns: u32): void {
   looked = 0;
@@ -311,18 +380,24 @@ export function lookAll(gfns: u32): void {
     looked += <u64>look(<u64>load<u32>(GFNS + ((<usize>at) << 2))) * <u64>(at + 1);
   }
 }
-export function whole(useNested: bool, age: bool, gfns: u32): void {
+export function whole(useNested: bool, op: u32, gfns: u32): void {
   resetCounts();
-  walk(useNested, age, 0, pages);
+  walk(useNested, op, 0, pages);
   lookAll(gfns);
 }
-export function ranges(useNested: bool, age: bool, npages: f64, gfns: u32): void {
+export function ranges(useNested: bool, op: u32, npages: f64, gfns: u32): void {
   resetCounts();
   looked = 0;
   const length = <u64>npages;
   for (let at: u32 = 0; at < gfns; at++) {
     const start = <u64>load<u32>(GFNS + ((<usize>at) << 2));
-    walk(useNested, age, start, start + length);
+    walk(useNested, op, start, start + length);
     looked += <u64>look(start + (<u64>at % length));
   }
+}
+/** One page, for a caller that has one at a time. Returns whether it changed. */
+export function one(op: u32, gfn: f64): bool {
+  const before = leafs;
+  walk(false, op, <u64>gfn, <u64>gfn + 1);
+  return leafs != before;
 }

@@ -11,8 +11,8 @@ export class MapOfSptes implements Contender {
   #guest: Guest | undefined;
   #gfns: Uint32Array = new Uint32Array();
 
-  takes(guest: Guest): boolean {
-    return guest.leaves === '4k' && guest.bytes <= LARGEST;
+  takes(guest: Guest, walk: Walk): boolean {
+    return (walk === 'zap' || walk === 'age') && guest.leaves === '4k' && guest.bytes <= LARGEST;
   }
   async build(guest: Guest): Promise<void> {
     this.#guest = guest;

@@ -1,4 +1,4 @@
-// Layout A in native C: the kernel's own page tables, 512 entries of 8 bytes, zapped and aged in two ways.
+// Layout A in native C: the kernel's own page tables, 512 entries of 8 bytes, and what is done to them, in two ways.
 //
 // tdp_iter: one step per entry, as arch/x86/kvm/mmu/tdp_iter.c walks: down, else sideways, else up.
 // nested: plain nested loops, as a good C programmer would write them. Empty entries of a table are
@@ -6,7 +6,7 @@
 // written with plain stores.
 //
 // Both work on the same tables and count the same things. Tables stay when their leaves go, as tdp_mmu_zap_leafs()
-// keeps them. Driven by bench/peers/native.ts: one command a line on stdin, one line of answers on stdout, times taken
+// keeps them; only "free" takes them down, as a root that is gone. Driven by bench/peers/native.ts: one command a line on stdin, one line of answers on stdout, times taken
 // here. The pattern of pages is a hash of gfn and seed, the same in every contender (bench/workloads.ts).
 
 #define _GNU_SOURCE
@@ -37,6 +37,8 @@ static u32 root_level;
 static u64 *root;
 static char *arena;
 static u64 arena_used, arena_size;
+// Where the tables end that map the guest before anything is split.
+static u64 arena_linked;
 
 static u64 now(void) {
   struct timespec at;
@@ -53,6 +55,8 @@ static u64 *alloc_table(void) {
   }
   return table;
 }
+
+static u64 leaf_of(u64 gfn, u32 density, u32 seed);
 
 static inline u64 *table_of(u64 spte) { return (u64 *)(arena + (spte & SPTE_PFN_MASK)); }
 static inline u64 table_spte(u64 *table) {
@@ -143,15 +147,71 @@ static __attribute__((noinline)) struct counts iter_zap(u64 start, u64 end) {
   }
   return counts;
 }
-static __attribute__((noinline)) struct counts iter_age(u64 start, u64 end) {
+// Takes `bit` from the leaves that have it.
+static inline __attribute__((always_inline)) struct counts iter_clear(u64 start, u64 end, u64 bit) {
   struct counts counts = {0, 0, 0};
   struct tdp_iter iter;
   for (iter_start(&iter, start); iter.valid && iter.gfn < end; iter_next(&iter)) {
-    if (!(iter.old_spte & SPTE_ACCESSED) || !is_leaf(iter.old_spte, iter.level)) continue;
-    counts.accessed++;
-    *iter.sptep = iter.old_spte & ~SPTE_ACCESSED;
+    if (!(iter.old_spte & bit) || !is_leaf(iter.old_spte, iter.level)) continue;
+    counts.leafs++;
+    *iter.sptep = iter.old_spte & ~bit;
   }
   return counts;
+}
+static __attribute__((noinline)) struct counts iter_age(u64 start, u64 end) {
+  return iter_clear(start, end, SPTE_ACCESSED);
+}
+static __attribute__((noinline)) struct counts iter_write_protect(u64 start, u64 end) {
+  return iter_clear(start, end, SPTE_WRITABLE);
+}
+// A fault for each page, as kvm_tdp_mmu_map() walks.
+static __attribute__((noinline)) struct counts iter_map(u64 start, u64 end) {
+  struct counts counts = {0, 0, 0};
+  for (u64 gfn = start; gfn < end; gfn++) {
+    struct tdp_iter iter;
+    for (iter_start(&iter, gfn); iter.valid && iter.gfn <= gfn; iter_next(&iter)) {
+      if (iter.level != 1) continue;
+      if (!(iter.old_spte & SPTE_PRESENT)) {
+        *iter.sptep = leaf_of(gfn, 0, 0);
+        counts.leafs++;
+      }
+      break;
+    }
+  }
+  return counts;
+}
+
+// Writes the 512 entries that a leaf of 2M becomes.
+static u64 *split_table(u64 spte) {
+  u64 *restrict table = alloc_table();
+  for (u64 at = 0; at < ENTRIES; at++) table[at] = (spte & ~SPTE_HUGE) + (at << 12);
+  return table;
+}
+static __attribute__((noinline)) void iter_split(u64 start, u64 end) {
+  struct tdp_iter iter;
+  for (iter_start(&iter, start), iter.min_level = 2; iter.valid && iter.gfn < end; iter_next(&iter)) {
+    if (!(iter.old_spte & SPTE_PRESENT) || !(iter.old_spte & SPTE_HUGE)) continue;
+    *iter.sptep = table_spte(split_table(iter.old_spte));
+  }
+}
+
+// Tables that nothing maps with any more, each with the next one's address in its first entry.
+static u64 *free_tables;
+
+static inline void free_table(u64 *table) {
+  table[0] = (u64)free_tables;
+  free_tables = table;
+}
+// Entry by entry, as handle_removed_pt() takes a table down.
+static void iter_free(u64 *table, int level, struct counts *counts) {
+  for (u32 at = 0; at < ENTRIES; at++) {
+    u64 spte = *(volatile u64 *)(table + at);
+    *(volatile u64 *)(table + at) = 0;
+    if (!(spte & SPTE_PRESENT)) continue;
+    if (is_leaf(spte, level)) count_leaf(counts, spte);
+    else iter_free(table_of(spte), level - 1, counts);
+  }
+  if (level != (int)root_level) free_table(table);
 }
 
 // --- nested --------------------------------------------------------------------------------------------------------
@@ -170,27 +230,43 @@ static inline void zap_table(u64 *restrict table, u32 from, u32 to, struct count
   counts->accessed += accessed;
   counts->dirty += dirty;
 }
-static inline void age_table(u64 *restrict table, u32 from, u32 to, struct counts *counts) {
-  u64 accessed = 0;
+static inline void clear_table(u64 *restrict table, u32 from, u32 to, u64 bit, struct counts *counts) {
+  u64 leafs = 0;
   for (u32 at = from; at < to; at++) {
     u64 spte = table[at];
-    accessed += (spte >> 8) & 1;
-    table[at] = spte & ~SPTE_ACCESSED;
+    leafs += (spte & bit) != 0;
+    table[at] = spte & ~bit;
   }
-  counts->accessed += accessed;
+  counts->leafs += leafs;
+}
+static inline void map_table(u64 *restrict table, u64 gfn, u32 from, u32 to, struct counts *counts) {
+  u64 leafs = 0;
+  for (u32 at = from; at < to; at++) {
+    u64 spte = table[at];
+    int absent = !(spte & SPTE_PRESENT);
+    leafs += absent;
+    table[at] = absent ? leaf_of(gfn + at - from, 0, 0) : spte;
+  }
+  counts->leafs += leafs;
 }
 
-static void nested(u64 *table, int level, u64 start, u64 end, int age, struct counts *counts) {
+// What is done to page tables. The order is bench/peers/contender.ts's.
+enum op { OP_ZAP, OP_AGE, OP_WRITE_PROTECT, OP_MAP, OP_SPLIT, OP_FREE };
+
+static inline __attribute__((always_inline)) void do_table(u64 *table, u64 gfn, u32 from, u32 to, enum op op,
+                                                           struct counts *counts) {
+  if (op == OP_AGE) clear_table(table, from, to, SPTE_ACCESSED, counts);
+  else if (op == OP_WRITE_PROTECT) clear_table(table, from, to, SPTE_WRITABLE, counts);
+  else if (op == OP_MAP) map_table(table, gfn, from, to, counts);
+  else if (op != OP_SPLIT) zap_table(table, from, to, counts);
+}
+
+static void nested(u64 *table, int level, u64 start, u64 end, enum op op, struct counts *counts) {
   u32 from = index_of(start, level);
   u32 to = index_of(end - 1, level) + 1;
   if (level == 1) {
-    if (from == 0 && to == ENTRIES) {
-      if (age) age_table(table, 0, ENTRIES, counts);
-      else zap_table(table, 0, ENTRIES, counts);
-    } else {
-      if (age) age_table(table, from, to, counts);
-      else zap_table(table, from, to, counts);
-    }
+    if (from == 0 && to == ENTRIES) do_table(table, start, 0, ENTRIES, op, counts);
+    else do_table(table, start, from, to, op, counts);
     return;
   }
   u64 size = pages_of(level);
@@ -201,15 +277,22 @@ static void nested(u64 *table, int level, u64 start, u64 end, int age, struct co
     u64 spte = table[index];
     if (spte & SPTE_PRESENT) {
       if (spte & SPTE_HUGE) {
-        if (age) {
-          counts->accessed += (spte >> 8) & 1;
-          table[index] = spte & ~SPTE_ACCESSED;
-        } else {
+        if (op == OP_SPLIT) {
+          table[index] = table_spte(split_table(spte));
+        } else if (op == OP_AGE || op == OP_WRITE_PROTECT) {
+          u64 bit = op == OP_AGE ? SPTE_ACCESSED : SPTE_WRITABLE;
+          counts->leafs += (spte & bit) != 0;
+          table[index] = spte & ~bit;
+        } else if (op != OP_MAP) {
           count_leaf(counts, spte);
           table[index] = 0;
         }
-      } else {
-        nested(table_of(spte), level - 1, at, next, age, counts);
+      } else if (!(op == OP_SPLIT && level == 2)) {
+        nested(table_of(spte), level - 1, at, next, op, counts);
+        if (op == OP_FREE) {
+          table[index] = 0;
+          free_table(table_of(spte));
+        }
       }
     }
     at = next;
@@ -229,11 +312,14 @@ static inline u32 hash(u32 gfn, u32 seed) {
 #define DENSITY_FULL 0
 #define DENSITY_HALF 1
 #define DENSITY_FRAGMENTED 2
+// Every second page: what breaks every run (trace).
+#define DENSITY_ALTERNATE 3
 
 static u64 leaf_of(u64 gfn, u32 density, u32 seed) {
   u64 spte = (gfn << 12) & SPTE_PFN_MASK;
   spte |= SPTE_PRESENT | SPTE_READABLE | SPTE_WRITABLE | SPTE_EXECUTABLE | SPTE_DIRTY;
   if (density == DENSITY_FULL) return spte | SPTE_ACCESSED;
+  if (density == DENSITY_ALTERNATE) return gfn & 1 ? 0 : spte | SPTE_ACCESSED;
   u32 bits = hash((u32)gfn, seed);
   if (density == DENSITY_HALF && !(bits & 1)) return 0;
   // Fragmented: of each 16 pages a run is missing.
@@ -246,32 +332,44 @@ static int leaf_level;
 #define LEAVES_MIXED 3
 static inline int leaf_level_at(u64 gfn) { return leaf_level == LEAVES_MIXED ? (gfn < pages / 2 ? 2 : 1) : leaf_level; }
 
+static void link_tables(void) {
+  arena_used = 0;
+  free_tables = NULL;
+  root = alloc_table();
+  memset(root, 0, 4096);
+  for (u64 gfn = 0; gfn < pages; gfn += pages_of(leaf_level_at(gfn) + 1)) {
+    u64 *table = root;
+    for (int level = (int)root_level; level > leaf_level_at(gfn); level--) {
+      u64 *sptep = table + index_of(gfn, level);
+      if (*sptep == 0) {
+        *sptep = table_spte(alloc_table());
+        memset(table_of(*sptep), 0, 4096);
+      }
+      table = table_of(*sptep);
+    }
+  }
+  arena_linked = arena_used;
+}
 static void build(u64 npages, int leaves) {
   if (arena != NULL) munmap(arena, arena_size);
   pages = npages;
   leaf_level = leaves;
   root_level = npages > (1ull << 36) ? 5 : 4;
+  // Room for the tables of leaves that are split, too: what is not touched takes no memory.
   u64 tables = 8;
-  for (int level = leaves == 2 ? 2 : 1; level <= (int)root_level; level++) tables += npages / pages_of(level + 1) + 2;
+  for (int level = 1; level <= (int)root_level; level++) tables += npages / pages_of(level + 1) + 2;
   arena_size = tables * 4096;
-  arena_used = 0;
   arena = mmap(NULL, arena_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (arena == MAP_FAILED) {
     printf("error mmap\n");
     exit(1);
   }
   madvise(arena, arena_size, MADV_HUGEPAGE);
-  root = alloc_table();
-  for (u64 gfn = 0; gfn < npages; gfn += pages_of(leaf_level_at(gfn) + 1)) {
-    u64 *table = root;
-    for (int level = (int)root_level; level > leaf_level_at(gfn); level--) {
-      u64 *sptep = table + index_of(gfn, level);
-      if (*sptep == 0) *sptep = table_spte(alloc_table());
-      table = table_of(*sptep);
-    }
-  }
+  link_tables();
 }
 static void fill(u32 density, u32 seed) {
+  if (free_tables != NULL) link_tables();
+  arena_used = arena_linked;
   for (u64 gfn = 0; gfn < pages;) {
     u64 *table = root;
     int lowest = leaf_level_at(gfn);
@@ -283,13 +381,15 @@ static void fill(u32 density, u32 seed) {
   }
 }
 
-// What a walk for gfn ends at: bit 0 present, 1 accessed, 2 dirty.
+// What a walk for gfn ends at: bit 0 present, 1 accessed, 2 dirty, 3 not writable.
 static inline u32 look(u64 gfn) {
   u64 *table = root;
   for (int level = (int)root_level;; level--) {
     u64 spte = table[index_of(gfn, level)];
     if (!(spte & SPTE_PRESENT)) return 0;
-    if (is_leaf(spte, level)) return 1 | ((spte >> 8) & 1) << 1 | ((spte >> 9) & 1) << 2;
+    if (is_leaf(spte, level)) {
+      return 1 | ((spte >> 8) & 1) << 1 | ((spte >> 9) & 1) << 2 | (spte & SPTE_WRITABLE ? 0 : 8);
+    }
     table = table_of(spte);
   }
 }
@@ -303,11 +403,60 @@ static volatile u64 sink;
 #define WALK_ITER 0
 #define WALK_NESTED 1
 
-static inline struct counts walk(u32 kind, int age, u64 start, u64 end) {
-  if (kind == WALK_ITER) return age ? iter_age(start, end) : iter_zap(start, end);
+static inline struct counts walk(u32 kind, enum op op, u64 start, u64 end) {
   struct counts counts = {0, 0, 0};
-  nested(root, (int)root_level, start, end, age, &counts);
+  // What is split is logged from then on: two walks, as kvm_mmu_slot_apply_flags() has them.
+  enum op then = op == OP_SPLIT ? OP_WRITE_PROTECT : op;
+  if (kind == WALK_ITER) {
+    if (op == OP_SPLIT) iter_split(start, end);
+    if (then == OP_ZAP) return iter_zap(start, end);
+    if (then == OP_AGE) return iter_age(start, end);
+    if (then == OP_WRITE_PROTECT) return iter_write_protect(start, end);
+    if (then == OP_MAP) return iter_map(start, end);
+    iter_free(root, (int)root_level, &counts);
+    return counts;
+  }
+  if (op == OP_SPLIT) nested(root, (int)root_level, start, end, op, &counts);
+  nested(root, (int)root_level, start, end, then, &counts);
   return counts;
+}
+
+// Records of 16 bytes, as assembly/trace.ts has them: one for each leaf that is zapped.
+static u32 *ring;
+static u32 ring_records;
+
+static inline void emit(u64 spte, u64 gfn) {
+  u32 *record = ring + 4 * ring_records++;
+  record[0] = 1 | 1 << 8 | (u32)(4 | ((spte >> 8) & 3) << 4) << 16;
+  record[1] = (u32)(gfn >> 32) << 16;
+  record[2] = (u32)gfn;
+  record[3] = 1;
+}
+static __attribute__((noinline)) void iter_trace(u64 start, u64 end) {
+  struct tdp_iter iter;
+  for (iter_start(&iter, start); iter.valid && iter.gfn < end; iter_next(&iter)) {
+    if (!(iter.old_spte & SPTE_PRESENT) || !is_leaf(iter.old_spte, iter.level)) continue;
+    emit(iter.old_spte, iter.gfn);
+    *iter.sptep = 0;
+  }
+}
+static void nested_trace(u64 *table, int level, u64 start, u64 end) {
+  u64 size = pages_of(level);
+  u32 to = index_of(end - 1, level) + 1;
+  u64 gfn = start;
+  for (u32 at = index_of(start, level); at < to; at++) {
+    u64 spte = table[at];
+    u64 next = (gfn & ~(size - 1)) + size;
+    if (spte & SPTE_PRESENT) {
+      if (is_leaf(spte, level)) {
+        emit(spte, gfn);
+        table[at] = 0;
+      } else {
+        nested_trace(table_of(spte), level - 1, gfn, next < end ? next : end);
+      }
+    }
+    gfn = next;
+  }
 }
 
 // Sums what the seeded gfns show, each weighed by its place: equal sums mean equal sptes.
@@ -321,6 +470,7 @@ int main(void) {
   char line[256];
   setvbuf(stdout, NULL, _IONBF, 0);
   gfns = malloc(sizeof(u32) * (1u << 22));
+  ring = malloc(16u << 20);
   while (fgets(line, sizeof line, stdin) != NULL) {
     u64 a = 0, b = 0, c = 0;
     char name[32];
@@ -337,21 +487,21 @@ int main(void) {
       gfn_count = (u32)a;
       printf("ok\n");
     } else if (strcmp(name, "whole") == 0) {
-      // whole KIND AGE: one walk of the guest, then the seeded sptes are read, all timed.
+      // whole KIND OP: one walk of the guest, then the seeded sptes are read, all timed.
       u64 start = now();
-      struct counts counts = walk((u32)a, (int)b, 0, pages);
+      struct counts counts = walk((u32)a, (enum op)b, 0, pages);
       u64 looked = look_all();
       u64 time = now() - start;
       sink += looked;
       printf("%" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", time, counts.leafs, counts.accessed,
              counts.dirty, looked);
     } else if (strcmp(name, "ranges") == 0) {
-      // ranges KIND AGE NPAGES: one walk of NPAGES from each seeded gfn, its first spte read after it, all timed.
+      // ranges KIND OP NPAGES: one walk of NPAGES from each seeded gfn, its first spte read after it, all timed.
       struct counts total = {0, 0, 0};
       u64 looked = 0;
       u64 start = now();
       for (u32 at = 0; at < gfn_count; at++) {
-        struct counts counts = walk((u32)a, (int)b, gfns[at], gfns[at] + c);
+        struct counts counts = walk((u32)a, (enum op)b, gfns[at], gfns[at] + c);
         total.leafs += counts.leafs;
         total.accessed += counts.accessed;
         total.dirty += counts.dirty;
@@ -361,6 +511,36 @@ int main(void) {
       sink += looked;
       printf("%" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", time, total.leafs, total.accessed,
              total.dirty, looked);
+    } else if (strcmp(name, "calls") == 0) {
+      // calls KIND NPAGES: the pages from each seeded gfn on, zapped one by one, then mapped one by one; a time for each.
+      u64 leafs = 0, zap_time = 0, map_time = 0;
+      for (u32 at = 0; at < gfn_count; at++) {
+        u64 start = now();
+        for (u64 gfn = gfns[at]; gfn < gfns[at] + b; gfn++) leafs += walk((u32)a, OP_ZAP, gfn, gfn + 1).leafs;
+        u64 middle = now();
+        for (u64 gfn = gfns[at]; gfn < gfns[at] + b; gfn++) leafs += walk((u32)a, OP_MAP, gfn, gfn + 1).leafs;
+        zap_time += middle - start;
+        map_time += now() - middle;
+      }
+      printf("%" PRIu64 " %" PRIu64 " %" PRIu64 "\n", zap_time, map_time, leafs);
+    } else if (strcmp(name, "trace") == 0) {
+      // trace KIND NPAGES: the guest is zapped in pieces of NPAGES, each piece's records are read before the next.
+      u32 sum = 0;
+      u64 changes = 0;
+      u64 start = now();
+      for (u64 gfn = 0; gfn < pages; gfn += b) {
+        ring_records = 0;
+        if (a == WALK_ITER) iter_trace(gfn, gfn + b);
+        else nested_trace(root, (int)root_level, gfn, gfn + b);
+        for (u32 at = 0; at < ring_records; at++) {
+          u32 *record = ring + 4 * at;
+          if ((record[0] & 255) != 1) continue;
+          sum += record[2] + (record[1] >> 16);
+          changes += record[3];
+        }
+      }
+      u64 time = now() - start;
+      printf("%" PRIu64 " %" PRIu64 " %u\n", time, changes, sum);
     } else if (strcmp(name, "look") == 0) {
       printf("%" PRIu64 "\n", look_all());
     } else if (strcmp(name, "bandwidth") == 0) {

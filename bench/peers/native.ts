@@ -6,8 +6,10 @@ import { createInterface } from 'node:readline';
 import type { Readable, Writable } from 'node:stream';
 import { median } from '../rows.ts';
 import { DENSITIES, type Guest, LEAVES, pagesOf, SEED } from '../workloads.ts';
-import type { Contender, Outcome, Walk } from './contender.ts';
+import { type Calls, type Contender, type Outcome, WALKS, type Walk } from './contender.ts';
 
+/** The density that native.c has beside those of the workloads. */
+const ALTERNATE = 3;
 const FLAGS = ['-O3', '-march=native', '-Wall', '-Wextra', '-Werror'];
 
 /** Compiles native.c. Returns the program, or why there is none. */
@@ -53,11 +55,7 @@ export class NativeProcess {
   }
 }
 
-const outcome = ([ns, leafs, accessed, , looked]: number[], walk: Walk): Outcome => ({
-  ns,
-  leafs: walk === 'zap' ? leafs : accessed,
-  looked,
-});
+const outcome = ([ns, leafs, , , looked]: number[]): Outcome => ({ ns, leafs, looked });
 
 export class Native implements Contender {
   readonly name: string;
@@ -77,20 +75,32 @@ export class Native implements Contender {
     this.#guest = guest;
     await this.#process.ask(`build ${pagesOf(guest)} ${LEAVES[guest.leaves]}`);
   }
-  async fill(): Promise<void> {
+  async fill(walk: Walk): Promise<void> {
     await this.#process.ask(`fill ${DENSITIES.indexOf(this.#guest!.density)} ${SEED}`);
+    if (walk === 'map') await this.#process.ask('whole 1 0');
   }
   async use(gfns: Uint32Array): Promise<void> {
     await this.#process.ask(`gfns ${gfns.length}`, new Uint8Array(gfns.buffer, gfns.byteOffset, gfns.byteLength));
   }
   async whole(walk: Walk): Promise<Outcome> {
-    return outcome(await this.#process.ask(`whole ${this.#kind} ${walk === 'age' ? 1 : 0}`), walk);
+    return outcome(await this.#process.ask(`whole ${this.#kind} ${WALKS.indexOf(walk)}`));
   }
   async ranges(walk: Walk, npages: number): Promise<Outcome> {
-    return outcome(await this.#process.ask(`ranges ${this.#kind} ${walk === 'age' ? 1 : 0} ${npages}`), walk);
+    return outcome(await this.#process.ask(`ranges ${this.#kind} ${WALKS.indexOf(walk)} ${npages}`));
   }
   async look(): Promise<number> {
     return (await this.#process.ask('look'))[0];
+  }
+  /** Zaps `npages` from each gfn in use page by page, then maps them page by page. */
+  async calls(npages: number): Promise<Calls> {
+    const [zapNs, mapNs, leafs] = await this.#process.ask(`calls ${this.#kind} ${npages}`);
+    return { zapNs, mapNs, leafs };
+  }
+  /** Maps every second page, then zaps the guest in pieces of `npages`; a record for each is written and read. */
+  async trace(npages: number): Promise<{ ns: number; changes: number; gfns: number }> {
+    await this.#process.ask(`fill ${ALTERNATE} ${SEED}`);
+    const [ns, changes, gfns] = await this.#process.ask(`trace ${this.#kind} ${npages}`);
+    return { ns, changes, gfns: gfns | 0 };
   }
   async close(): Promise<void> {}
 }
