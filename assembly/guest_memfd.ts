@@ -16,6 +16,7 @@ import {
   ctl,
   FORM_GMEM_IN_PLACE,
   hasPrivateMem,
+  VM_SNP,
   VM_TDX,
 } from './control';
 import {
@@ -42,7 +43,7 @@ import { GMEM_BYTES, GMEMS_MAX } from './layout';
 import { PRODUCER_GMEM_ERROR, PRODUCER_GMEM_PUNCH, PRODUCER_GMEM_RELEASE } from './losses';
 import { guardEnds } from './mem_attributes';
 import { BY_GFN, endGfnOf, Memslot, slotAtPlace, slotCount } from './memslots';
-import { unmapGfnRange, wantGfnRange } from './mmu';
+import { reserveAmplyForRanges, unmapGfnRange, wantGfnRange } from './mmu';
 import { freeSubtree, treeCount, treeFlags, treeModify, treeRunEnd, treeSet } from './page_table';
 import { PAUSE_GMEM_ZAPPED, pausePoint } from './pause';
 import { EBADF, EFAULT, EHWPOISON, EINVAL, EIO, ENOMEM, EOPNOTSUPP, STATUS_CAPACITY } from './status';
@@ -259,9 +260,15 @@ export function wantPages(gmem: Gmem, start: u64, end: u64): void {
   wantCuts(tree, PAGES_LEVEL, (start | (FOLIO - 1)) + 1, (end | (FOLIO - 1)) + 1);
 }
 
+/** What wantPages() adds at most: upper tables, and blocks for leaf tables. */
+const PAGES_UPPERS: u64 = 30;
+const PAGES_BLOCKS: u64 = 20;
+
 /** Reserves for zapping pages [start, end) in each binding that they meet, and for freeing them. */
 function reserveInvalidation(file: u32, start: u64, end: u64): bool {
   const gmem = gmemAt(file - 1);
+  const isPlain = ctl.vmType != VM_SNP && ctl.filterForm != FORM_GMEM_IN_PLACE;
+  if (isPlain && reserveAmplyForRanges(slotCount(0) + 1, PAGES_UPPERS, PAGES_BLOCKS)) return true;
   wantNothing();
   wantPages(gmem, start, end);
   wantGmemInvalidate(gmem, start, end);

@@ -203,7 +203,7 @@ function setPmd(entryPtr: usize, level: i32, key: u64, state: u32, flags: u32): 
   if (tagOf(entryPtr) == UNIFORM) expand(entryPtr, level);
   else if (tagOf(entryPtr) == EMPTY) linkTable(entryPtr);
   setPmd(childPtr(entryPtr, indexAt(key, level - 1)), level - 1, key, state, flags);
-  fold(entryPtr, level);
+  fold(entryPtr, level, key);
 }
 function setPmdAt(base: u64, state: u32, flags: u32): void {
   setPmd(HOST_TREE, HOST_LEVEL, base >> 12, state, flags);
@@ -253,7 +253,7 @@ function unmap(entryPtr: usize, level: i32, start: u64, end: u64, keepHuge: bool
     unmap(childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next, keepHuge);
     at = next;
   }
-  fold(entryPtr, level);
+  fold(entryPtr, level, start);
 }
 function unmapRange(start: u64, end: u64, keepHuge: bool): void {
   if (start < end) unmap(HOST_TREE, HOST_LEVEL, start >> 12, end >> 12, keepHuge);
@@ -280,7 +280,7 @@ function freeTables(entryPtr: usize, level: i32, start: u64, end: u64): void {
     freeTables(childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next);
     at = next;
   }
-  fold(entryPtr, level);
+  fold(entryPtr, level, start);
 }
 
 /** Links an empty pte table wherever keys [start, end) have none and no huge page. Mirrors: pte_alloc() */
@@ -304,7 +304,7 @@ function linkPteTables(entryPtr: usize, level: i32, start: u64, end: u64): void 
     linkPteTables(childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next);
     at = next;
   }
-  fold(entryPtr, level);
+  fold(entryPtr, level, start);
 }
 
 /** End of the run of absent keys from `key`, below `limit`. `level`: 0 any, 1 in pte tables only, 2 pmds only. */

@@ -118,7 +118,7 @@ function normalise(entryPtr: usize): void {
     if (((planesOf(entryPtr) >> bit) & 1) == 0) continue;
     let set = false;
     let clear = false;
-    for (let word = 0; word < 8; word++) {
+    for (let word = 0; word < 8 && !(set && clear); word++) {
       const presentWord = valueWord(entryPtr, 0, word);
       const value = load<u64>(wordPtr(entryPtr, bit, word));
       if (value & presentWord) set = true;

@@ -5,16 +5,8 @@
 // Mirrors: virt/kvm/kvm_main.c (kvm_vm_ioctl_set_mem_attributes), arch/x86/kvm/mmu/mmu.c (kvm_arch_*_set_memory_attributes)
 
 import { allArePrivate, attributesRunEnd, isPrivateGfn, setAttributes, wantAttributes } from './attributes';
-import { reserveAmply, reserveWanted, want, wantBlocksOf, wantCuts, wantNothing } from './blocks';
-import {
-  C_ATTRIBUTE_XARRAY_OPS,
-  C_LOCK_SECTIONS,
-  count,
-  ctl,
-  FORM_GMEM_IN_PLACE,
-  hasMirroredTdp,
-  hasPrivateMem,
-} from './control';
+import { reserveWanted, want, wantBlocksOf, wantCuts, wantNothing } from './blocks';
+import { C_ATTRIBUTE_XARRAY_OPS, C_LOCK_SECTIONS, count, ctl, FORM_GMEM_IN_PLACE, hasPrivateMem } from './control';
 import { pagesOf } from './entry';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
 import { PRODUCER_SET_ATTRIBUTES } from './losses';
@@ -30,7 +22,7 @@ import {
   slotAtPlace,
   slotCount,
 } from './memslots';
-import { unmapGfnRange, wantGfnRange } from './mmu';
+import { reserveAmplyForRanges, unmapGfnRange, wantGfnRange } from './mmu';
 import { treeCount, treeSet } from './page_table';
 import { PAUSE_ATTRIBUTES_STORED, PAUSE_ATTRIBUTES_ZAPPED, pausePoint } from './pause';
 import { EINVAL, EIO, ENOTTY, STATUS_CAPACITY } from './status';
@@ -102,18 +94,13 @@ function setMemAttributes(startGfn: u64, endGfn: u64, attributes: u64): i32 {
   return 0;
 }
 
-/** What reserveSet() adds up at most for a slot, and for each root beside: upper tables, and blocks for leaf tables. */
+/** What the attribute tree and a slot's mixed trees need at most, beside wantGfnRange(). */
 const SLOT_UPPERS: u64 = 48;
 const SLOT_BLOCKS: u64 = 80;
-const ROOT_UPPERS: u64 = 24;
-const ROOT_BLOCKS: u64 = 50;
 
 /** Reserves for the attribute tree, and for the page tables and mixed trees of each slot of the `met`. */
 function reserveSet(startGfn: u64, endGfn: u64, met: u32): bool {
-  const roots = <u64>ctl.rootHighWater;
-  const uppers = (<u64>met + 1) * (SLOT_UPPERS + roots * ROOT_UPPERS);
-  const blocks = (<u64>met + 1) * (SLOT_BLOCKS + roots * ROOT_BLOCKS);
-  if (!hasMirroredTdp() && reserveAmply(uppers, blocks)) return true;
+  if (reserveAmplyForRanges(met + 1, SLOT_UPPERS, SLOT_BLOCKS)) return true;
   wantNothing();
   wantAttributes(startGfn, endGfn);
   for (let asId: u32 = 0; asId < ctl.asCount; asId++) {

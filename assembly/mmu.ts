@@ -3,7 +3,7 @@
 // Which roots a range means, and what a zap does to the content behind it, is the vendor's to say (vendor.ts).
 // Mirrors: arch/x86/kvm/mmu/mmu.c, struct kvm_gfn_range (include/linux/kvm_host.h)
 
-import { wantCuts, wantScattered } from './blocks';
+import { reserveAmply, wantCuts, wantScattered } from './blocks';
 import { C_LOCK_SECTIONS, count, ctl, FORM_TDX_V18, hasMirroredTdp } from './control';
 import { gmemAt, PAGES_LEVEL, pagesTree } from './gmems';
 import { mmuInvalidateBegin, mmuInvalidateEnd, mmuInvalidateRangeAdd } from './invalidate';
@@ -63,6 +63,28 @@ export function wantGfnRange(slot: Memslot, startGfn: u64, endGfn: u64): void {
   const tree = pagesTree(gmemAt(slot.gmem - 1));
   if (tdxZapsPiecewise()) wantScattered(tree, PAGES_LEVEL, startGfn + offset, endGfn + offset, true);
   wantCuts(tree, PAGES_LEVEL, startGfn + offset, endGfn + offset);
+}
+
+/** What wantGfnRange() adds at most for the root of each kind: upper tables, and blocks for leaf tables. */
+const ROOT_UPPERS: u64 = 24;
+const ROOT_BLOCKS: u64 = 50;
+/** The same of a mirror root, with the S-EPT and the file beneath it. */
+const MIRROR_UPPERS: u64 = 64;
+const MIRROR_BLOCKS: u64 = 150;
+
+/**
+ * reserveAmply() for what wantGfnRange() adds for `ranges` ranges, and `uppers` and `blocks` beside each. False also where
+ * a TD's zaps need as much as there are pages.
+ */
+export function reserveAmplyForRanges(ranges: u32, uppers: u64, blocks: u64): bool {
+  const isTd = hasMirroredTdp();
+  if (isTd && (ctl.acceptsBegun != 0 || tdxZapsPiecewise())) return false;
+  const roots = <u64>ctl.rootHighWater;
+  const each = <u64>ranges;
+  return reserveAmply(
+    each * (uppers + roots * (isTd ? MIRROR_UPPERS : ROOT_UPPERS)),
+    each * (blocks + roots * (isTd ? MIRROR_BLOCKS : ROOT_BLOCKS)),
+  );
 }
 
 /** As wantGfnRange(), for any number of calls on parts of the range. */

@@ -100,8 +100,9 @@ function expandChunks(entryPtr: usize): void {
   release(CLASS_PLANE, block);
 }
 
-/** Folds a TABLE entry of `level` whose 512 entries are alike into a UNIFORM one. */
-export function fold(entryPtr: usize, level: i32): void {
+/** Folds a TABLE entry of `level` whose 512 entries are alike into a UNIFORM one. The child of `key` has just been written. */
+export function fold(entryPtr: usize, level: i32, key: u64): void {
+  if (!mayFold(entryPtr, indexAt(key, level - 1))) return;
   const first = childPtr(entryPtr, 0);
   const desc = load<u32>(first);
   const tag = desc & 7;
@@ -119,8 +120,8 @@ export function fold(entryPtr: usize, level: i32): void {
 }
 
 /**
- * Whether a fold is worth a try: the entries that share 64 bytes of memory with child `index` are like it. The child has
- * just been written, so this costs no cache miss where fold() costs three.
+ * Whether a fold is worth a try: the entries that share 64 bytes of memory with child `index` are like it. If the child has
+ * just been written this costs no cache miss, where the other ends of its table cost three.
  */
 function mayFold(entryPtr: usize, index: u32): bool {
   const line = childPtr(entryPtr, index & ~3);
@@ -518,8 +519,7 @@ export function treeSet(entryPtr: usize, level: i32, start: u64, end: u64, leafL
     treeSet(childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next, leafLevel, flags);
     at = next;
   }
-  if (!mayFold(entryPtr, indexAt(start, childLevel))) return;
-  fold(entryPtr, level);
+  fold(entryPtr, level, start);
   if ((flags & 1) == 0 && tagOf(entryPtr) == UNIFORM && (flagsOf(entryPtr) & 1) == 0) {
     linked -= tablesBelow(entryPtr, level);
     setEmpty(entryPtr);
@@ -573,6 +573,6 @@ export function treeModify(entryPtr: usize, level: i32, start: u64, end: u64, ne
     total += treeModify(childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next, need, clear, set);
     at = next;
   }
-  fold(entryPtr, level);
+  fold(entryPtr, level, start);
   return total;
 }

@@ -463,7 +463,7 @@ function walkEntry(entryPtr: usize, level: i32, start: u64, end: u64): void {
     child += ENTRY_BYTES;
   }
   // A walk in pieces ends with the piece that reaches the end: what it gave tables of their own folds again.
-  if (op != WALK_TEST && (end & (pagesOf(level) - 1)) == 0) fold(entryPtr, level);
+  if (op != WALK_TEST && (end & (pagesOf(level) - 1)) == 0) fold(entryPtr, level, end - 1);
 }
 
 /**

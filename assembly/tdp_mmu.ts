@@ -847,7 +847,7 @@ function splitEntry(root: Root, entryPtr: usize, level: i32, start: u64, end: u6
     splitEntry(root, childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next, target);
     at = next;
   }
-  fold(entryPtr, level);
+  fold(entryPtr, level, start);
 }
 
 /** Where the piece under way of a splitting walk starts, and whether an earlier piece visited what reaches before it. */

@@ -513,7 +513,7 @@ function clearLeafs(entryPtr: usize, level: i32, start: u64, end: u64): void {
     clearLeafs(childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next);
     at = next;
   }
-  fold(entryPtr, level);
+  fold(entryPtr, level, start);
 }
 
 /** As many epochs as `tracks` successful TRACKs, each followed by all vCPUs inside leaving and coming back. */
