@@ -7,7 +7,7 @@ import { C_LEAFS_AGED, C_ZAPPED_DIRECT_4K, counter, ctl, FORM_GMEM_V13, PROFILE_
 import { LT, TABLE, tagOf } from './entry';
 import { IO_BASE } from './layout';
 import { ltFlags } from './leaf_table';
-import { lossRequest, PRODUCER_DIRECT } from './losses';
+import { lossRequest, overZapped, PRODUCER_DIRECT } from './losses';
 import { endGfnOf, Memslot, memslotAt } from './memslots';
 import { ageGfn, setSpteGfn, testAgeGfn, unmapGfnRange, zapGfnRange } from './mmu';
 import { flagsIn, zapEntryAt, zapEntryClear, zapEntryLevel, zapEntryTouch } from './page_table';
@@ -159,6 +159,10 @@ export function vmGfnRanges(
       if (isHuge) {
         walks2++;
         leafs2 += <u64>zapped;
+        if (zapped != 0 && pages != 512) {
+          lossRequest(start, last + 1, arg, selector);
+          zappedBeyond(start, last + 1);
+        }
       }
       lastHits = <u64>zapped;
       lastStart = start;
@@ -188,7 +192,9 @@ export function vmGfnRanges(
     }
     store<u32>(looksPtr + ((<usize>done) << 2), code);
   }
-  if (plainRoot !== null) tdpMmuZappedIn(plainRoot, walks, (walks - walks2) * pages, leafs - leafs2, leafs2);
+  if (plainRoot !== null) {
+    tdpMmuZappedIn(plainRoot, walks, (walks - walks2) * pages, leafs - leafs2, leafs2, leafs2 * (512 - pages));
+  }
   if (lastEntry != 0) {
     lossRequest(lastStart, lastStart + pages, arg, selector);
     ctl.walkHits = lastHits;
@@ -217,6 +223,13 @@ function plainRootOf(call: u32, asId: u32, pages: u64, arg: u64, selector: u32):
   if (call != CALL_UNMAP || pages > 512) return null;
   ctl.producer = PRODUCER_DIRECT;
   return tdpMmuPlainRoot(vendorRootsOfRange(selector, arg), asId, (selector & MAY_BLOCK) != 0);
+}
+
+/** A direct 2M leaf went whole, for a part of it. */
+function zappedBeyond(start: u64, end: u64): void {
+  const base = start & ~511;
+  overZapped(0, base, start);
+  overZapped(0, end, base + 512);
 }
 
 /** Writes the entries that ranges are zapped in (zapEntryAt()), or 0, as u32 at `foundPtr`. */

@@ -260,15 +260,11 @@ export function wantPages(gmem: Gmem, start: u64, end: u64): void {
   wantCuts(tree, PAGES_LEVEL, (start | (FOLIO - 1)) + 1, (end | (FOLIO - 1)) + 1);
 }
 
-/** What wantPages() adds at most: upper tables, and blocks for leaf tables. */
-const PAGES_UPPERS: u64 = 30;
-const PAGES_BLOCKS: u64 = 20;
-
 /** Reserves for zapping pages [start, end) in each binding that they meet, and for freeing them. */
 function reserveInvalidation(file: u32, start: u64, end: u64): bool {
   const gmem = gmemAt(file - 1);
   const isPlain = ctl.vmType != VM_SNP && ctl.filterForm != FORM_GMEM_IN_PLACE;
-  if (isPlain && reserveAmplyForRanges(slotCount(0) + 1, PAGES_UPPERS, PAGES_BLOCKS)) return true;
+  if (isPlain && reserveAmplyForRanges(slotCount(0) + 1)) return true;
   wantNothing();
   wantPages(gmem, start, end);
   wantGmemInvalidate(gmem, start, end);

@@ -71,9 +71,9 @@ export function lossOfContent(startGfn: u64, endGfn: u64): void {
   if (endGfn > ctl.lossEnd) record(LOST_CONTENT, max(startGfn, ctl.lossEnd), endGfn);
 }
 
-/** [startGfn, endGfn), outside the range, went with a huge leaf of a direct (0) or mirror (1) root. */
+/** [startGfn, endGfn), if any, outside the range, went with a huge leaf of a direct (0) or mirror (1) root. */
 export function overZapped(mirror: u32, startGfn: u64, endGfn: u64): void {
-  record(mirror != 0 ? OVER_ZAPPED_MIRROR : OVER_ZAPPED_DIRECT, startGfn, endGfn);
+  if (startGfn < endGfn) record(mirror != 0 ? OVER_ZAPPED_MIRROR : OVER_ZAPPED_DIRECT, startGfn, endGfn);
 }
 
 function record(kind: u32, startGfn: u64, endGfn: u64): void {

@@ -94,13 +94,9 @@ function setMemAttributes(startGfn: u64, endGfn: u64, attributes: u64): i32 {
   return 0;
 }
 
-/** What the attribute tree and a slot's mixed trees need at most, beside wantGfnRange(). */
-const SLOT_UPPERS: u64 = 48;
-const SLOT_BLOCKS: u64 = 80;
-
 /** Reserves for the attribute tree, and for the page tables and mixed trees of each slot of the `met`. */
 function reserveSet(startGfn: u64, endGfn: u64, met: u32): bool {
-  if (reserveAmplyForRanges(met + 1, SLOT_UPPERS, SLOT_BLOCKS)) return true;
+  if (reserveAmplyForRanges(met + 1)) return true;
   wantNothing();
   wantAttributes(startGfn, endGfn);
   for (let asId: u32 = 0; asId < ctl.asCount; asId++) {

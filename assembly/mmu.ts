@@ -65,26 +65,22 @@ export function wantGfnRange(slot: Memslot, startGfn: u64, endGfn: u64): void {
   wantCuts(tree, PAGES_LEVEL, startGfn + offset, endGfn + offset);
 }
 
-/** What wantGfnRange() adds at most for the root of each kind: upper tables, and blocks for leaf tables. */
-const ROOT_UPPERS: u64 = 24;
-const ROOT_BLOCKS: u64 = 50;
-/** The same of a mirror root, with the S-EPT and the file beneath it. */
-const MIRROR_UPPERS: u64 = 64;
-const MIRROR_BLOCKS: u64 = 150;
+/** What wantGfnRange() adds at most for a root, with the S-EPT and the file beneath: upper tables, blocks for leaf tables. */
+const ROOT_UPPERS: u64 = 64;
+const ROOT_BLOCKS: u64 = 150;
+/** What else of a slot changes with a range, at most: attributes and mixed trees, or the pages of its file. */
+const SLOT_UPPERS: u64 = 48;
+const SLOT_BLOCKS: u64 = 80;
 
 /**
- * reserveAmply() for what wantGfnRange() adds for `ranges` ranges, and `uppers` and `blocks` beside each. False also where
- * a TD's zaps need as much as there are pages.
+ * reserveAmply() for `ranges` ranges of slots that are zapped and converted or punched. False also where a TD's zaps need
+ * as much as there are pages.
  */
-export function reserveAmplyForRanges(ranges: u32, uppers: u64, blocks: u64): bool {
-  const isTd = hasMirroredTdp();
-  if (isTd && (ctl.acceptsBegun != 0 || tdxZapsPiecewise())) return false;
-  const roots = <u64>ctl.rootHighWater;
+export function reserveAmplyForRanges(ranges: u32): bool {
+  if (hasMirroredTdp() && (ctl.acceptsBegun != 0 || tdxZapsPiecewise())) return false;
   const each = <u64>ranges;
-  return reserveAmply(
-    each * (uppers + roots * (isTd ? MIRROR_UPPERS : ROOT_UPPERS)),
-    each * (blocks + roots * (isTd ? MIRROR_BLOCKS : ROOT_BLOCKS)),
-  );
+  const roots = <u64>ctl.rootHighWater;
+  return reserveAmply(each * (SLOT_UPPERS + roots * ROOT_UPPERS), each * (SLOT_BLOCKS + roots * ROOT_BLOCKS));
 }
 
 /** As wantGfnRange(), for any number of calls on parts of the range. */

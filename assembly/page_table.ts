@@ -396,9 +396,9 @@ export function treeHolds(entryPtr: usize, level: i32, start: u64, end: u64, pre
 // --- Zaps in place --------------------------------------------------------------------------------------------------
 
 /**
- * Where `key`'s presence can be changed, given the level-3 entries of its 512 GiB: the leaf table that holds it or, if all
- * 512 keys around it are meant, a level-2 entry with a leaf or nothing, or a GiB of leaf tables that are all alike, or full
- * or empty; 0 if there is none of these.
+ * Where `key`'s presence can be changed, given the level-3 entries of its 512 GiB: the leaf table that holds it, a level-2
+ * entry with a leaf or nothing or, if all 512 keys around it are meant, a GiB of leaf tables that are all alike, or full or
+ * empty; 0 if there is none of these.
  */
 export function zapEntryAt(levelThree: usize, key: u64, isWhole: bool): usize {
   const upper = levelThree + ((<usize>indexAt(key, 3)) << 4);
@@ -406,9 +406,7 @@ export function zapEntryAt(levelThree: usize, key: u64, isWhole: bool): usize {
   if ((desc & 7) != TABLE) {
     return isWhole && ((desc & 127) == UNIFORM_OF_4K || (desc & 127) == CHUNKS_OF_4K) ? upper : 0;
   }
-  const table = childPtr(upper, indexAt(key, 2));
-  const tag = tagOf(table);
-  return tag == LT || (isWhole && tag <= LEAF) ? table : 0;
+  return childPtr(upper, indexAt(key, 2));
 }
 
 /** What zapEntryTouch() read: so that no optimiser leaves it out. */

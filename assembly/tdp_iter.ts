@@ -352,8 +352,8 @@ function chunks(entryPtr: usize, start: u64, end: u64): void {
 function beyond(start: u64, end: u64, first: u64, last: u64): void {
   if (first == start && last == end) return;
   outside += last - first - (end - start);
-  if (first < start) overZapped(mirror, first & ~keyBits, start & ~keyBits);
-  if (last > end) overZapped(mirror, end - keyBits, last - keyBits);
+  overZapped(mirror, first & ~keyBits, start & ~keyBits);
+  overZapped(mirror, end - keyBits, last - keyBits);
 }
 
 function hugeLeaf(entryPtr: usize, level: i32, start: u64, end: u64): void {

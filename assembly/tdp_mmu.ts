@@ -611,11 +611,14 @@ export function tdpMmuLevelThree(root: Root, gfn: u64): usize {
   return levelThreeTable(entryOf(root), rootEntryLevel(), gfn | keyBitsOf(root));
 }
 
-/** Books zaps of 4K and 2M leaves in `root`: `walks` to an entry of level 2 each, with `visits` of level 1 below. */
-export function tdpMmuZappedIn(root: Root, walks: u64, visits: u64, leafs: u64, leafs2: u64): void {
+/**
+ * Books zaps of 4K and 2M leaves in `root`: `walks` to an entry of level 2 each, with `visits` of level 1 below, and gfns
+ * `beyond` the ranges that went with the leaves.
+ */
+export function tdpMmuZappedIn(root: Root, walks: u64, visits: u64, leafs: u64, leafs2: u64, beyond: u64): void {
   for (let level = <i32>ctl.rootLevel; level >= 2; level--) count(C_VISITED_L1 + level - 1, walks);
   count(C_VISITED_L1, visits);
-  if ((leafs | leafs2) != 0) zapped(root, leafs, leafs2, 0, 0);
+  if ((leafs | leafs2) != 0) zapped(root, leafs, leafs2, 0, beyond);
 }
 
 /** The gfn behind the first that an accessed leaf of [startGfn, endGfn) maps; 0 if there is none. */

@@ -48,6 +48,33 @@ describe('what many ranges answer', () => {
     expect(vm.unmapGfnRanges({ slot: 0, starts, npages: 100 })).toMatchObject({ any: false, sptes: new Uint32Array() });
   });
 
+  test('a 2M leaf goes whole for a part of it, and what of it was beyond the range is booked for that range', () => {
+    const vm = createVmSync({ memory: GIB_PAGES * PAGE, debug: isDebugBuild });
+    vm.host.mmap({ hva: HVA, length: GIB_PAGES * PAGE, kind: 'hugetlb2m' });
+    vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memorySize: GIB_PAGES * PAGE, userspaceAddr: HVA });
+    vm.vcpus[0].preFaultMemory({ gpa: 0, size: 8 * 512 * PAGE });
+    // In the middle of a leaf, at its beginning, in one that is gone, where none was, at the end of one.
+    const starts = Float64Array.of(512 + 100, 1024, 512, 9 * 512 + 5, 2048 - 16);
+    const found = vm.unmapGfnRanges({ slot: 0, starts, npages: 16, look: Float64Array.of(512, 2047, 2048, 0, 1536) });
+    expect([...found.leafs]).toEqual([1, 1, 0, 0, 1]);
+    expect([...found.sptes].map((code) => `${meansLeaf(code)} ${code >>> 16}`)).toEqual([
+      'false 2',
+      'true 2',
+      'true 2',
+      'true 2',
+      'false 2',
+    ]);
+    expect(vm.stat('leafs_zapped_direct_2m')).toBe(3);
+    expect(vm.stat('pages_2m')).toBe(5);
+    expect(vm.stat('gfns_zapped_outside_request')).toBe(3 * (512 - 16));
+    expect(vm.losses().records.map(({ start, end, request }) => [start, end, request.start, request.end])).toEqual([
+      [512, 612, 612, 628],
+      [628, 1024, 612, 628],
+      [1040, 1536, 1024, 1040],
+      [1536, 2032, 2032, 2048],
+    ]);
+  });
+
   test('more ranges than cross the boundary together', () => {
     const vm = vmOf(8192);
     const starts = Float64Array.from({ length: 8192 }, (_, gfn) => gfn);
