@@ -208,8 +208,8 @@ export function vmGfnRanges(
   return <i32>done;
 }
 
-// Ranges within a leaf table, of a VM where nothing else needs to know of each, are found by groups and zapped in place:
-// the same changes and counts as one call each. Whole ones also where leaf tables are not stored one by one.
+// Ranges within a leaf table or a 2M leaf, of a VM where nothing else needs to know of each, are found by groups and zapped in
+// place: the same changes and counts as one call each. Whole ones also where leaf tables are not stored one by one.
 
 /** Ranges that are looked up together. A power of two. */
 const GROUP: u32 = 64;

@@ -73,8 +73,8 @@ const SLOT_UPPERS: u64 = 48;
 const SLOT_BLOCKS: u64 = 80;
 
 /**
- * reserveAmply() for `ranges` ranges of slots that are zapped and converted or punched. False also where a TD's zaps need
- * as much as there are pages.
+ * reserveAmply() for `ranges` ranges of slots that are zapped and converted, or whose file pages go. False also where a TD's
+ * zaps need as much as there are pages, and where accepts are under way.
  */
 export function reserveAmplyForRanges(ranges: u32): bool {
   if (hasMirroredTdp() && (ctl.acceptsBegun != 0 || tdxZapsPiecewise())) return false;

@@ -81,11 +81,6 @@ export default async function calls({ quick, native, say }: BenchContext): Promi
   const peers = process === undefined ? [] : [new Native(process, 'tdp_iter'), new Native(process, 'nested')];
   const tables = new WasmA(new LayoutA(await compileLayoutA()), 'tdp_iter');
   const windows = Uint32Array.from({ length: BATCH }, (_, batch) => ((batch * 37) % 2048) * PAGES);
-  for (const peer of [...peers, tables]) {
-    await peer.build(guest);
-    await peer.fill('zap');
-    await peer.use(windows);
-  }
   mapAll(vm, guest.bytes);
   const contenders: { name: string; calls(npages: number): Promise<Calls> }[] = [
     ...peers,
@@ -94,17 +89,25 @@ export default async function calls({ quick, native, say }: BenchContext): Promi
   ];
   const found = contenders.map(() => ({ zaps: [] as number[], faults: [] as number[] }));
   const rounds = quick ? ROUNDS / 4 : ROUNDS;
-  for (let round = -rounds; round < rounds; round++) {
-    for (let turn = 0; turn < contenders.length; turn++) {
-      const at = (turn + rounds + round) % contenders.length;
-      const { zapNs, mapNs, leafs } = await contenders[at].calls(PAGES);
-      if (leafs !== 2 * BATCH * PAGES) throw new Error(`calls: ${contenders[at].name} changed ${leafs} leaves`);
-      if (round < 0) continue;
-      found[at].zaps.push(zapNs / (BATCH * PAGES));
-      found[at].faults.push(mapNs / (BATCH * PAGES));
+  try {
+    for (const peer of [...peers, tables]) {
+      await peer.build(guest);
+      await peer.fill('zap');
+      await peer.use(windows);
     }
+    for (let round = -rounds; round < rounds; round++) {
+      for (let turn = 0; turn < contenders.length; turn++) {
+        const at = (turn + rounds + round) % contenders.length;
+        const { zapNs, mapNs, leafs } = await contenders[at].calls(PAGES);
+        if (leafs !== 2 * BATCH * PAGES) throw new Error(`calls: ${contenders[at].name} changed ${leafs} leaves`);
+        if (round < 0) continue;
+        found[at].zaps.push(zapNs / (BATCH * PAGES));
+        found[at].faults.push(mapNs / (BATCH * PAGES));
+      }
+    }
+  } finally {
+    process?.quit();
   }
-  process?.quit();
   for (const [operation, key, ours, theirs] of [
     ['zap-4KiB', 'zaps', 'unmapGfnRange() of a mapped page', 'a walk for one page'],
     ['fault-4KiB', 'faults', 'access() of an unmapped page', 'a walk for one page'],

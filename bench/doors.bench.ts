@@ -91,15 +91,18 @@ class ThroughDoor extends Eptsim {
   }
   #oneByOne(npages: number): Outcome {
     const { gfns, vm } = this;
-    const before = this.changed();
+    let before = this.changed();
+    let leafs = 0;
     const begun = now();
     for (let at = 0; at < gfns.length; at++) {
       this.#door.runRange!(gfns[at], npages, this.#file);
       const spte = vm.spte(gfns[at] + (at % npages));
       if (spte.class === 'leaf') throw new Error(`doors: ${this.#door.operation}: gfn ${gfns[at]} is still mapped`);
+      const after = this.changed();
+      leafs += after - before;
+      before = after;
     }
     // Nothing is mapped where it was looked: all of them showed 0.
-    const leafs = this.changed() - before;
     return { ns: now() - begun, leafs, looked: 0 };
   }
   #check(): void {

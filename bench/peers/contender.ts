@@ -40,6 +40,14 @@ export interface Contender {
 
 export const now = (): number => Number(process.hrtime.bigint());
 
+/** What was read of a trace: how many changes, and the sum of all gfns and old and new sptes' codes, modulo 2^32. */
+export interface Read {
+  changes: number;
+  sum: number;
+}
+/** The density of the peers' guests in trace.bench.ts, beside those of the workloads: every second page. */
+export const ALTERNATE = 3;
+
 /** Pages that were zapped and then mapped one by one: a time for each. */
 export interface Calls {
   zapNs: number;

@@ -3,7 +3,8 @@
 import { mkdirSync, readFileSync } from 'node:fs';
 import asc from 'assemblyscript/asc';
 import { DENSITIES, type Guest, LEAVES, pagesOf, SEED } from '../workloads.ts';
-import { type Calls, type Contender, now, type Outcome, WALKS, type Walk } from './contender.ts';
+import { isBuilt } from './built.ts';
+import { ALTERNATE, type Calls, type Contender, now, type Outcome, type Read, WALKS, type Walk } from './contender.ts';
 
 interface Exports {
   GFNS: { value: number };
@@ -15,6 +16,7 @@ interface Exports {
   ranges(nested: number, op: number, npages: number, gfns: number): void;
   lookAll(gfns: number): void;
   one(op: number, gfn: number): number;
+  traced(gfn: number, npages: number): number;
 }
 
 const FLAGS = ['--runtime', 'stub', '--importMemory', '--initialMemory', '600', '--memoryBase', '2048'];
@@ -22,11 +24,13 @@ const FLAGS = ['--runtime', 'stub', '--importMemory', '--initialMemory', '600', 
 export async function compileLayoutA(): Promise<WebAssembly.Module> {
   mkdirSync('build/bench', { recursive: true });
   const outFile = 'build/bench/layout-a.wasm';
+  if (isBuilt(outFile, ['bench/peers/layout-a.ts', 'bench/peers/layout-a-wasm.ts'])) return compiled(outFile);
   const optimise = ['-O3', '--converge', '--noAssert', '--use', 'abort='];
   const { error, stderr } = await asc.main(['bench/peers/layout-a.ts', ...FLAGS, ...optimise, '-o', outFile]);
   if (error !== null) throw new Error(`asc: ${stderr.toString()}`);
-  return WebAssembly.compile(readFileSync(outFile));
+  return compiled(outFile);
 }
+const compiled = (file: string) => WebAssembly.compile(readFileSync(file));
 
 /** Bytes before the tables: their arena starts at 32 MiB. */
 const ARENA = 2 ** 25;
@@ -57,6 +61,10 @@ export class LayoutA {
   }
   get exports(): Exports {
     return this.#exports!;
+  }
+  /** Four words for each of `records` records. */
+  records(records: number): Uint32Array {
+    return new Uint32Array(this.#memory!.buffer, this.exports.GFNS.value, records * 4);
   }
   set gfns(gfns: Uint32Array) {
     new Uint32Array(this.#memory!.buffer, this.exports.GFNS.value, gfns.length).set(gfns);
@@ -125,6 +133,21 @@ export class WasmA implements Contender {
       mapMs += performance.now() - middle;
     }
     return { zapNs: zapMs * 1e6, mapNs: mapMs * 1e6, leafs };
+  }
+  /** As Native.trace(), what reads the records being JavaScript: `read`. */
+  async trace(npages: number, read: (words: Uint32Array, records: number) => Read): Promise<Read & { ns: number }> {
+    const tables = this.#tables;
+    tables.exports.fill(ALTERNATE, SEED);
+    let changes = 0;
+    let sum = 0;
+    const start = now();
+    for (let gfn = 0; gfn < pagesOf(tables.guest!); gfn += npages) {
+      const records = tables.exports.traced(gfn, npages);
+      const found = read(tables.records(records), records);
+      changes += found.changes;
+      sum = (sum + found.sum) | 0;
+    }
+    return { ns: now() - start, changes, sum };
   }
   async close(): Promise<void> {}
 }

@@ -85,6 +85,20 @@ class Age {}
 class WriteProtect {}
 /** Of leaves of 2M, which stand at level 2. */
 class Split {}
+/** Zap, with a record for each leaf. */
+class Trace {}
+
+/** Where records of 16 bytes are written, in place of gfns: as assembly/trace.ts has them. */
+let recordPtr: usize = GFNS;
+function emit(spte: u64, gfn: u64): void {
+  const writable = <u32>((spte >> 1) & 1);
+  const code = 4 | (writable << 3) | ((<u32>((spte >> 8) & 3)) << 4) | (writable << 6) | (writable << 7);
+  store<u32>(recordPtr, 1 | (1 << 8) | (code << 16));
+  store<u32>(recordPtr, (<u32>(gfn >> 32)) << 16, 4);
+  store<u32>(recordPtr, <u32>gfn, 8);
+  store<u32>(recordPtr, 1, 12);
+  recordPtr += 16;
+}
 
 function iterate<Op>(start: u64, end: u64): void {
   const top = shiftOf(rootLevel);
@@ -105,6 +119,11 @@ function iterate<Op>(start: u64, end: u64): void {
         changed++;
         young += (spte >> 8) & 1;
         written += (spte >> 9) & 1;
+        store<u64>(sptep, 0);
+      }
+    } else if (idof<Op>() == idof<Trace>()) {
+      if ((spte & SPTE_PRESENT) != 0 && isLeafBy(spte, shift)) {
+        emit(spte, gfn);
         store<u64>(sptep, 0);
       }
     } else if (idof<Op>() == idof<Split>()) {
@@ -206,6 +225,12 @@ function zapTable(table: usize, from: usize, to: usize): void {
   accessed += young;
   dirty += written;
 }
+/** Of a table that goes: nobody reads it again. */
+function countTable(table: usize): void {
+  let present: u64 = 0;
+  for (let ptr = table; ptr < table + (ENTRIES << 3); ptr += 8) present += (load<u64>(ptr) >> 11) & 1;
+  leafs += present;
+}
 function clearTable(table: usize, from: usize, to: usize, bit: u64): void {
   let changed: u64 = 0;
   const end = table + (to << 3);
@@ -234,8 +259,9 @@ function nested(table: usize, at: i32, start: u64, end: u64, op: u32): void {
   const to = indexOf(end - 1, at) + 1;
   if (at == 1) {
     if (op == OP_AGE) clearTable(table, from, to, SPTE_ACCESSED);
-    else if (op == OP_WRITE_PROTECT) clearTable(table, from, to, SPTE_WRITABLE);
+    else if (op == OP_WRITE_PROTECT || op == OP_SPLIT) clearTable(table, from, to, SPTE_WRITABLE);
     else if (op == OP_MAP) mapTable(table, start, from, to);
+    else if (op == OP_FREE) countTable(table);
     else zapTable(table, from, to);
     return;
   }
@@ -248,7 +274,9 @@ function nested(table: usize, at: i32, start: u64, end: u64, op: u32): void {
     if (spte & SPTE_PRESENT) {
       if (spte & SPTE_HUGE) {
         if (op == OP_SPLIT) {
-          store<u64>(ptr, splitTable(spte));
+          // Split and write-protected at once.
+          leafs += spte & SPTE_WRITABLE ? ENTRIES : 0;
+          store<u64>(ptr, splitTable(spte & ~SPTE_WRITABLE));
         } else if (op == OP_AGE || op == OP_WRITE_PROTECT) {
           const bit = op == OP_AGE ? SPTE_ACCESSED : SPTE_WRITABLE;
           leafs += <u64>((spte & bit) != 0);
@@ -257,7 +285,7 @@ function nested(table: usize, at: i32, start: u64, end: u64, op: u32): void {
           countLeaf(spte);
           store<u64>(ptr, 0);
         }
-      } else if (!(op == OP_SPLIT && at == 2)) {
+      } else {
         nested(tableOf(spte), at - 1, gfn, next, op);
         if (op == OP_FREE) {
           store<u64>(ptr, 0);
@@ -274,6 +302,8 @@ function nested(table: usize, at: i32, start: u64, end: u64, op: u32): void {
 const DENSITY_FULL: u32 = 0;
 const DENSITY_HALF: u32 = 1;
 const DENSITY_FRAGMENTED: u32 = 2;
+// Every second page, as native.c.
+const DENSITY_ALTERNATE: u32 = 3;
 const LEAVES_MIXED: i32 = 3;
 
 function hash(value: u32, seed: u32): u32 {
@@ -285,6 +315,7 @@ function hash(value: u32, seed: u32): u32 {
 function leafOf(index: u64, density: u32, seed: u32): u64 {
   const spte = ((index << 12) & SPTE_PFN_MASK) | SPTE_PRESENT | SPTE_LINK | SPTE_DIRTY;
   if (density == DENSITY_FULL) return spte | SPTE_ACCESSED;
+  if (density == DENSITY_ALTERNATE) return index & 1 ? 0 : spte | SPTE_ACCESSED;
   const bits = hash(<u32>index, seed);
   if (density == DENSITY_HALF && (bits & 1) == 0) return 0;
   if (density == DENSITY_FRAGMENTED && (hash(<u32>(index >> 4), seed) & 3) == 0) return 0;
@@ -360,18 +391,16 @@ function look(gfn: u64): u32 {
 // --- Commands --------------------------------------------------------------------------------------------------------
 
 function walk(useNested: bool, op: u32, start: u64, end: u64): void {
-  // What is split is logged from then on: two walks, as in native.c.
-  const then = op == OP_SPLIT ? OP_WRITE_PROTECT : op;
   if (useNested) {
-    if (op == OP_SPLIT) nested(root, rootLevel, start, end, op);
-    nested(root, rootLevel, start, end, then);
+    nested(root, rootLevel, start, end, op);
     return;
   }
+  // What is split is logged from then on: two walks, as in native.c.
   if (op == OP_SPLIT) iterate<Split>(start, end);
-  if (then == OP_ZAP) iterate<Zap>(start, end);
-  else if (then == OP_AGE) iterate<Age>(start, end);
-  else if (then == OP_WRITE_PROTECT) iterate<WriteProtect>(start, end);
-  else if (then == OP_MAP) iterMap(start, end);
+  if (op == OP_ZAP) iterate<Zap>(start, end);
+  else if (op == OP_AGE) iterate<Age>(start, end);
+  else if (op == OP_WRITE_PROTECT || op == OP_SPLIT) iterate<WriteProtect>(start, end);
+  else if (op == OP_MAP) iterMap(start, end);
   else iterFree(root, rootLevel);
 }
 export function lookAll(gfns: u32): void {
@@ -394,6 +423,12 @@ export function ranges(useNested: bool, op: u32, npages: f64, gfns: u32): void {
     walk(useNested, op, start, start + length);
     looked += <u64>look(start + (<u64>at % length));
   }
+}
+/** Zaps `npages` from `gfn` on. Returns how many records that made, from GFNS on. */
+export function traced(gfn: f64, npages: f64): u32 {
+  recordPtr = GFNS;
+  iterate<Trace>(<u64>gfn, <u64>gfn + <u64>npages);
+  return <u32>((recordPtr - GFNS) >> 4);
 }
 /** One page, for a caller that has one at a time. Returns whether it changed. */
 export function one(op: u32, gfn: f64): bool {

@@ -1,9 +1,9 @@
 // Layout A in native C: the kernel's own page tables, 512 entries of 8 bytes, and what is done to them, in two ways.
 //
 // tdp_iter: one step per entry, as arch/x86/kvm/mmu/tdp_iter.c walks: down, else sideways, else up.
-// nested: plain nested loops, as a good C programmer would write them. Empty entries of a table are
-// passed over with all below them, whole tables take a loop without branches that the compiler turns into vector code, and sptes are
-// written with plain stores.
+// nested: plain nested loops, as a good C programmer would write them. Empty entries of a table are passed over with all
+// below them, whole tables take a loop without branches that the compiler turns into vector code, and sptes are written
+// with plain stores.
 //
 // Both work on the same tables and count the same things. Tables stay when their leaves go, as tdp_mmu_zap_leafs()
 // keeps them; only "free" takes them down, as a root that is gone. Driven by bench/peers/native.ts: one command a line on stdin, one line of answers on stdout, times taken
@@ -68,6 +68,7 @@ static inline u32 index_of(u64 gfn, int level) { return (gfn >> (9 * (level - 1)
 
 // --- What the walks count ------------------------------------------------------------------------------------------
 
+// Of a leaf that is zapped A and D too: handle_changed_spte() looks at both, and the prototypes behind the goals did.
 struct counts {
   u64 leafs, accessed, dirty;
 };
@@ -230,6 +231,12 @@ static inline void zap_table(u64 *restrict table, u32 from, u32 to, struct count
   counts->accessed += accessed;
   counts->dirty += dirty;
 }
+// Of a table that goes: nobody reads it again.
+static inline void count_table(u64 *restrict table, struct counts *counts) {
+  u64 leafs = 0;
+  for (u32 at = 0; at < ENTRIES; at++) leafs += (table[at] >> 11) & 1;
+  counts->leafs += leafs;
+}
 static inline void clear_table(u64 *restrict table, u32 from, u32 to, u64 bit, struct counts *counts) {
   u64 leafs = 0;
   for (u32 at = from; at < to; at++) {
@@ -256,9 +263,10 @@ enum op { OP_ZAP, OP_AGE, OP_WRITE_PROTECT, OP_MAP, OP_SPLIT, OP_FREE };
 static inline __attribute__((always_inline)) void do_table(u64 *table, u64 gfn, u32 from, u32 to, enum op op,
                                                            struct counts *counts) {
   if (op == OP_AGE) clear_table(table, from, to, SPTE_ACCESSED, counts);
-  else if (op == OP_WRITE_PROTECT) clear_table(table, from, to, SPTE_WRITABLE, counts);
+  else if (op == OP_WRITE_PROTECT || op == OP_SPLIT) clear_table(table, from, to, SPTE_WRITABLE, counts);
   else if (op == OP_MAP) map_table(table, gfn, from, to, counts);
-  else if (op != OP_SPLIT) zap_table(table, from, to, counts);
+  else if (op == OP_FREE) count_table(table, counts);
+  else zap_table(table, from, to, counts);
 }
 
 static void nested(u64 *table, int level, u64 start, u64 end, enum op op, struct counts *counts) {
@@ -278,7 +286,9 @@ static void nested(u64 *table, int level, u64 start, u64 end, enum op op, struct
     if (spte & SPTE_PRESENT) {
       if (spte & SPTE_HUGE) {
         if (op == OP_SPLIT) {
-          table[index] = table_spte(split_table(spte));
+          // Split and write-protected at once.
+          counts->leafs += spte & SPTE_WRITABLE ? ENTRIES : 0;
+          table[index] = table_spte(split_table(spte & ~SPTE_WRITABLE));
         } else if (op == OP_AGE || op == OP_WRITE_PROTECT) {
           u64 bit = op == OP_AGE ? SPTE_ACCESSED : SPTE_WRITABLE;
           counts->leafs += (spte & bit) != 0;
@@ -287,7 +297,7 @@ static void nested(u64 *table, int level, u64 start, u64 end, enum op op, struct
           count_leaf(counts, spte);
           table[index] = 0;
         }
-      } else if (!(op == OP_SPLIT && level == 2)) {
+      } else {
         nested(table_of(spte), level - 1, at, next, op, counts);
         if (op == OP_FREE) {
           table[index] = 0;
@@ -405,57 +415,71 @@ static volatile u64 sink;
 
 static inline struct counts walk(u32 kind, enum op op, u64 start, u64 end) {
   struct counts counts = {0, 0, 0};
-  // What is split is logged from then on: two walks, as kvm_mmu_slot_apply_flags() has them.
-  enum op then = op == OP_SPLIT ? OP_WRITE_PROTECT : op;
   if (kind == WALK_ITER) {
+    // What is split is logged from then on: two walks, as kvm_mmu_slot_apply_flags() has them.
     if (op == OP_SPLIT) iter_split(start, end);
-    if (then == OP_ZAP) return iter_zap(start, end);
-    if (then == OP_AGE) return iter_age(start, end);
-    if (then == OP_WRITE_PROTECT) return iter_write_protect(start, end);
-    if (then == OP_MAP) return iter_map(start, end);
+    if (op == OP_ZAP) return iter_zap(start, end);
+    if (op == OP_AGE) return iter_age(start, end);
+    if (op == OP_WRITE_PROTECT || op == OP_SPLIT) return iter_write_protect(start, end);
+    if (op == OP_MAP) return iter_map(start, end);
     iter_free(root, (int)root_level, &counts);
     return counts;
   }
-  if (op == OP_SPLIT) nested(root, (int)root_level, start, end, op, &counts);
-  nested(root, (int)root_level, start, end, then, &counts);
+  nested(root, (int)root_level, start, end, op, &counts);
   return counts;
 }
 
 // Records of 16 bytes, as assembly/trace.ts has them: one for each leaf that is zapped.
+#define RING_RECORDS (1u << 20)
 static u32 *ring;
 static u32 ring_records;
 
-static inline void emit(u64 spte, u64 gfn) {
-  u32 *record = ring + 4 * ring_records++;
-  record[0] = 1 | 1 << 8 | (u32)(4 | ((spte >> 8) & 3) << 4) << 16;
+// Writes a record at `record`: what the leaf was (W, A, D, and W again for host and MMU), where, that it is gone. Returns
+// where the next one goes.
+static inline u32 *put(u32 *record, u64 spte, int level, u64 gfn) {
+  u32 writable = (spte >> 1) & 1;
+  u32 code = 4 | writable << 3 | (u32)((spte >> 8) & 3) << 4 | writable << 6 | writable << 7;
+  record[0] = 1 | (u32)level << 8 | code << 16;
   record[1] = (u32)(gfn >> 32) << 16;
   record[2] = (u32)gfn;
   record[3] = 1;
+  return record + 4;
 }
 static __attribute__((noinline)) void iter_trace(u64 start, u64 end) {
   struct tdp_iter iter;
+  u32 *record = ring;
   for (iter_start(&iter, start); iter.valid && iter.gfn < end; iter_next(&iter)) {
     if (!(iter.old_spte & SPTE_PRESENT) || !is_leaf(iter.old_spte, iter.level)) continue;
-    emit(iter.old_spte, iter.gfn);
+    record = put(record, iter.old_spte, iter.level, iter.gfn);
     *iter.sptep = 0;
   }
+  ring_records = (u32)((record - ring) / 4);
 }
 static void nested_trace(u64 *table, int level, u64 start, u64 end) {
-  u64 size = pages_of(level);
+  u32 at = index_of(start, level);
   u32 to = index_of(end - 1, level) + 1;
-  u64 gfn = start;
-  for (u32 at = index_of(start, level); at < to; at++) {
-    u64 spte = table[at];
-    u64 next = (gfn & ~(size - 1)) + size;
-    if (spte & SPTE_PRESENT) {
-      if (is_leaf(spte, level)) {
-        emit(spte, gfn);
-        table[at] = 0;
-      } else {
-        nested_trace(table_of(spte), level - 1, gfn, next < end ? next : end);
-      }
+  if (level == 1) {
+    u32 *record = ring + 4 * ring_records;
+    for (u64 gfn = start; at < to; at++, gfn++) {
+      u64 spte = table[at];
+      if (!(spte & SPTE_PRESENT)) continue;
+      record = put(record, spte, 1, gfn);
+      table[at] = 0;
     }
-    gfn = next;
+    ring_records = (u32)((record - ring) / 4);
+    return;
+  }
+  u64 size = pages_of(level);
+  for (u64 gfn = start, next; at < to; at++, gfn = next) {
+    u64 spte = table[at];
+    next = (gfn & ~(size - 1)) + size;
+    if (!(spte & SPTE_PRESENT)) continue;
+    if (spte & SPTE_HUGE) {
+      ring_records = (u32)((put(ring + 4 * ring_records, spte, level, gfn) - ring) / 4);
+      table[at] = 0;
+    } else {
+      nested_trace(table_of(spte), level - 1, gfn, next < end ? next : end);
+    }
   }
 }
 
@@ -470,7 +494,7 @@ int main(void) {
   char line[256];
   setvbuf(stdout, NULL, _IONBF, 0);
   gfns = malloc(sizeof(u32) * (1u << 22));
-  ring = malloc(16u << 20);
+  ring = malloc(RING_RECORDS * 16);
   while (fgets(line, sizeof line, stdin) != NULL) {
     u64 a = 0, b = 0, c = 0;
     char name[32];
@@ -496,7 +520,7 @@ int main(void) {
       printf("%" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", time, counts.leafs, counts.accessed,
              counts.dirty, looked);
     } else if (strcmp(name, "ranges") == 0) {
-      // ranges KIND OP NPAGES: one walk of NPAGES from each seeded gfn, its first spte read after it, all timed.
+      // ranges KIND OP NPAGES: one walk of NPAGES from each seeded gfn, one spte of the range read after it, all timed.
       struct counts total = {0, 0, 0};
       u64 looked = 0;
       u64 start = now();
@@ -525,6 +549,7 @@ int main(void) {
       printf("%" PRIu64 " %" PRIu64 " %" PRIu64 "\n", zap_time, map_time, leafs);
     } else if (strcmp(name, "trace") == 0) {
       // trace KIND NPAGES: the guest is zapped in pieces of NPAGES, each piece's records are read before the next.
+      if (b > RING_RECORDS) return 1;
       u32 sum = 0;
       u64 changes = 0;
       u64 start = now();
@@ -535,7 +560,7 @@ int main(void) {
         for (u32 at = 0; at < ring_records; at++) {
           u32 *record = ring + 4 * at;
           if ((record[0] & 255) != 1) continue;
-          sum += record[2] + (record[1] >> 16);
+          sum += record[2] + (record[1] >> 16) + (record[0] >> 16);
           changes += record[3];
         }
       }

@@ -6,17 +6,17 @@ import { createInterface } from 'node:readline';
 import type { Readable, Writable } from 'node:stream';
 import { median } from '../rows.ts';
 import { DENSITIES, type Guest, LEAVES, pagesOf, SEED } from '../workloads.ts';
-import { type Calls, type Contender, type Outcome, WALKS, type Walk } from './contender.ts';
+import { isBuilt } from './built.ts';
+import { ALTERNATE, type Calls, type Contender, type Outcome, type Read, WALKS, type Walk } from './contender.ts';
 
-/** The density that native.c has beside those of the workloads. */
-const ALTERNATE = 3;
 const FLAGS = ['-O3', '-march=native', '-Wall', '-Wextra', '-Werror'];
 
-/** Compiles native.c. Returns the program, or why there is none. */
+/** Compiles native.c, unless that is done. Returns the program, or why there is none. */
 export function compileNative(): { program: string } | { skipped: string } {
   if (spawnSync('gcc', ['--version']).status !== 0) return { skipped: 'no gcc here: the native rows are left out' };
   mkdirSync('build/bench', { recursive: true });
   const program = 'build/bench/native';
+  if (isBuilt(program, ['bench/peers/native.c', 'bench/peers/native.ts'])) return { program };
   const { status, stderr } = spawnSync('gcc', [...FLAGS, '-o', program, 'bench/peers/native.c'], { encoding: 'utf8' });
   if (status !== 0) throw new Error(`gcc: ${stderr}`);
   return { program };
@@ -97,10 +97,10 @@ export class Native implements Contender {
     return { zapNs, mapNs, leafs };
   }
   /** Maps every second page, then zaps the guest in pieces of `npages`; a record for each is written and read. */
-  async trace(npages: number): Promise<{ ns: number; changes: number; gfns: number }> {
+  async trace(npages: number): Promise<Read & { ns: number }> {
     await this.#process.ask(`fill ${ALTERNATE} ${SEED}`);
-    const [ns, changes, gfns] = await this.#process.ask(`trace ${this.#kind} ${npages}`);
-    return { ns, changes, gfns: gfns | 0 };
+    const [ns, changes, sum] = await this.#process.ask(`trace ${this.#kind} ${npages}`);
+    return { ns, changes, sum: sum | 0 };
   }
   async close(): Promise<void> {}
 }
