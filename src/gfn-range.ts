@@ -69,21 +69,33 @@ export function rangeArguments(range: KvmGfnRange): RangeArguments {
   const asId = integer(range.asId ?? 0, 'asId', 0, 65535);
   const start = integer(range.start, 'start', 0, GFN_END);
   const end = integer(range.end, 'end', 0, GFN_END);
-  const attrFilter = integer(range.attrFilter ?? 0, 'attrFilter', 0, 3);
-  const { arg } = range;
-  let argLow = 0;
-  let argHigh = 0;
-  if (arg !== undefined) {
-    object(arg, 'arg');
-    if (arg.pte !== undefined) argLow = flag(arg.pte.writable, 'arg.pte.writable', true) ? 3 : 1;
-    else if (arg.attributes !== undefined) [argLow, argHigh] = halvesOf(arg.attributes, 'arg.attributes');
-  }
-  const selector =
-    attrFilter |
-    (flag(range.mayBlock, 'mayBlock', true) ? 4 : 0) |
+  const arg = range.arg === undefined ? NO_ARG : halvesOfArg(range.arg);
+  const isUsual =
+    range.attrFilter === undefined &&
+    range.mayBlock === undefined &&
+    range.onlyPrivate === undefined &&
+    range.onlyShared === undefined;
+  const selector = isUsual ? MAY_BLOCK : selectorOf(range);
+  return { asId, slot, start, end, argLow: arg.low, argHigh: arg.high, selector };
+}
+
+// What few calls have stands apart: V8 inlines what is short where it is called.
+const MAY_BLOCK = 4;
+function selectorOf(range: KvmGfnRange): number {
+  return (
+    integer(range.attrFilter ?? 0, 'attrFilter', 0, 3) |
+    (flag(range.mayBlock, 'mayBlock', true) ? MAY_BLOCK : 0) |
     (flag(range.onlyPrivate, 'onlyPrivate', false) ? 8 : 0) |
-    (flag(range.onlyShared, 'onlyShared', false) ? 16 : 0);
-  return { asId, slot, start, end, argLow, argHigh, selector };
+    (flag(range.onlyShared, 'onlyShared', false) ? 16 : 0)
+  );
+}
+const NO_ARG = { low: 0, high: 0 };
+function halvesOfArg(arg: NonNullable<KvmGfnRange['arg']>): { low: number; high: number } {
+  object(arg, 'arg');
+  if (arg.pte !== undefined) return { low: flag(arg.pte.writable, 'arg.pte.writable', true) ? 3 : 1, high: 0 };
+  if (arg.attributes === undefined) return NO_ARG;
+  const [low, high] = halvesOf(arg.attributes, 'arg.attributes');
+  return { low, high };
 }
 
 type TypedArrayOf = typeof Float64Array | typeof Uint32Array;
