@@ -422,8 +422,8 @@ export function zapEntryTouch(entryPtr: usize, key: u64): void {
 }
 
 /**
- * Makes keys [from, to) of what zapEntryAt() found absent, a 2M leaf whole. Returns how many leaves there were. Requires: reserve() for a
- * boundary path.
+ * Makes keys [from, to) of what zapEntryAt() found absent, a 2M leaf whole. Returns how many leaves there were.
+ * Requires: reserve() for a boundary path.
  */
 export function zapEntryClear(entryPtr: usize, key: u64, from: i32, to: i32): u32 {
   if (tagOf(entryPtr) == LT) {

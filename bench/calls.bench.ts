@@ -11,8 +11,8 @@ import type { Vm } from '../src/index.ts';
 import type { Calls } from './peers/contender.ts';
 import { mapAll, vmOf } from './peers/eptsim.ts';
 import { compileLayoutA, LayoutA, WasmA } from './peers/layout-a-wasm.ts';
-import { Native, NativeProcess } from './peers/native.ts';
-import { type BenchContext, type Goal, median, type Row, row, spreadOf } from './rows.ts';
+import { startNative } from './peers/native.ts';
+import { type BenchContext, type Goal, median, type Row, ratiosOf, row, spreadOf } from './rows.ts';
 import { GIB, type Guest, PAGE } from './workloads.ts';
 
 const PAGES = 512;
@@ -23,8 +23,8 @@ interface Asked {
   contender: string;
   goal: Goal | null;
   note: string;
-  /** Of native tdp_iter, native nested and layout A in WebAssembly: nanoseconds, if they ran. */
-  peers: [number | undefined, number | undefined, number | undefined];
+  /** What a contender of the operation took, in nanoseconds; null if it had no part. */
+  nsOf(contender: string): number | null;
 }
 
 /** Zaps `npages` from each first gfn one by one, then faults them in again one by one. */
@@ -53,7 +53,7 @@ export default async function calls({ quick, native, say }: BenchContext): Promi
   let sink = 0;
   const zapAll = () => void vm.unmapGfnRange({ slot: 0, start: 0, end: guest.bytes / PAGE });
   const rows: Row[] = [];
-  const put = (operation: string, samples: number[], { contender, goal, note, peers: [iter, nested, wasm] }: Asked) => {
+  const put = (operation: string, samples: number[], { contender, goal, note, nsOf }: Asked) => {
     const nsPerOperation = median(samples);
     rows.push(
       row({
@@ -63,9 +63,7 @@ export default async function calls({ quick, native, say }: BenchContext): Promi
         contender,
         planes: 1,
         nsPerOperation,
-        ratioToNativeIter: iter === undefined ? null : iter / nsPerOperation,
-        ratioToNativeNested: nested === undefined ? null : nested / nsPerOperation,
-        ratioSameAlgorithm: iter === undefined || wasm === undefined ? null : iter / wasm,
+        ...ratiosOf(nsPerOperation, nsOf),
         spread: spreadOf(samples),
         samples: samples.length,
         perSecond: 1e9 / nsPerOperation,
@@ -76,9 +74,7 @@ export default async function calls({ quick, native, say }: BenchContext): Promi
   };
 
   // Zaps and faults take turns over a moving window of pages, so that each finds what it needs; contenders alternate.
-  const process = 'program' in native ? new NativeProcess(native.program) : undefined;
-  if ('skipped' in native) say(native.skipped);
-  const peers = process === undefined ? [] : [new Native(process, 'tdp_iter'), new Native(process, 'nested')];
+  const { process, peers } = startNative({ native, say });
   const tables = new WasmA(new LayoutA(await compileLayoutA()), 'tdp_iter');
   const windows = Uint32Array.from({ length: BATCH }, (_, batch) => ((batch * 37) % 2048) * PAGES);
   mapAll(vm, guest.bytes);
@@ -112,16 +108,16 @@ export default async function calls({ quick, native, say }: BenchContext): Promi
     ['zap-4KiB', 'zaps', 'unmapGfnRange() of a mapped page', 'a walk for one page'],
     ['fault-4KiB', 'faults', 'access() of an unmapped page', 'a walk for one page'],
   ] as const) {
-    const middle = (name: string) => {
+    const nsOf = (name: string) => {
       const at = contenders.findIndex((one) => one.name === name);
-      return at < 0 ? undefined : median(found[at][key]);
+      return at < 0 ? null : median(found[at][key]);
     };
     contenders.forEach(({ name }, at) => {
       put(operation, found[at][key], {
         contender: name,
         goal: name === 'eptsim' ? 'small operations from JS, full API with its checks' : null,
         note: name === 'eptsim' ? ours : name === tables.name ? `${theirs}, called from JavaScript` : theirs,
-        peers: [middle('native tdp_iter'), middle('native nested'), middle(tables.name)],
+        nsOf,
       });
     });
   }

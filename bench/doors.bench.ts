@@ -9,7 +9,7 @@ import { measure } from './measure.ts';
 import { type Contender, now, type Outcome, type Walk } from './peers/contender.ts';
 import { api, Eptsim, fillVm, mapAll } from './peers/eptsim.ts';
 import { compileLayoutA, LayoutA, WasmA } from './peers/layout-a-wasm.ts';
-import { Native, NativeProcess } from './peers/native.ts';
+import { startNative } from './peers/native.ts';
 import type { BenchContext, Row } from './rows.ts';
 import { type Density, GIB, type Guest, type Leaves, MIB, PAGE, TIB } from './workloads.ts';
 
@@ -257,13 +257,8 @@ function doorsOf(quick: boolean): Door[] {
 
 export default async function doors({ quick, native, say }: BenchContext): Promise<Row[]> {
   const tables = new LayoutA(await compileLayoutA());
-  const process = 'program' in native ? new NativeProcess(native.program) : undefined;
-  if ('skipped' in native) say(native.skipped);
-  const peers: Contender[] = [
-    ...(process ? [new Native(process, 'tdp_iter'), new Native(process, 'nested')] : []),
-    new WasmA(tables, 'tdp_iter'),
-    new WasmA(tables, 'nested'),
-  ];
+  const { process, peers: natives } = startNative({ native, say });
+  const peers: Contender[] = [...natives, new WasmA(tables, 'tdp_iter'), new WasmA(tables, 'nested')];
   const rows: Row[] = [];
   try {
     for (const door of doorsOf(quick)) {

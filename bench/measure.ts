@@ -4,7 +4,7 @@
 // read back belongs to the time: 1,000 seeded sptes after a whole guest, the count and one spte after each range.
 
 import type { Contender, Outcome, Walk } from './peers/contender.ts';
-import { type Goal, median, type Row, row, spreadOf } from './rows.ts';
+import { type Goal, median, type Row, ratiosOf, row, spreadOf } from './rows.ts';
 import { GIB, type Guest, gfnsToRead, type Order, pagesOf, rangeStarts, SEED } from './workloads.ts';
 
 const READ_BACK = 1000;
@@ -81,9 +81,6 @@ export async function measure(
     }
   }
   const middle = (name: string) => (times.has(name) ? median(times.get(name)!) : null);
-  const iter = middle('native tdp_iter');
-  const nested = middle('native nested');
-  const sameAlgorithm = middle('wasm layout A tdp_iter');
   return contenders.map(({ name }) => {
     const nsPerOperation = middle(name)!;
     return row({
@@ -97,10 +94,8 @@ export async function measure(
       contender: name,
       nsPerPage: nsPerOperation / (whole ? pagesOf(guest) : npages),
       nsPerOperation,
-      ratioToNativeIter: iter === null ? null : iter / nsPerOperation,
-      ratioToNativeNested: nested === null ? null : nested / nsPerOperation,
-      ratioSameAlgorithm: iter === null || sameAlgorithm === null ? null : iter / sameAlgorithm,
-      goal: iter === null ? null : goalOf(found, name),
+      ...ratiosOf(nsPerOperation, middle),
+      goal: middle('native tdp_iter') === null ? null : goalOf(found, name),
       order: whole ? undefined : order,
       operations: found.count,
       samples: rounds,

@@ -8,7 +8,7 @@ import type { Contender } from './peers/contender.ts';
 import { Eptsim, EptsimByCall } from './peers/eptsim.ts';
 import { compileLayoutA, LayoutA, WasmA } from './peers/layout-a-wasm.ts';
 import { MapOfSptes } from './peers/map.ts';
-import { Native, NativeProcess } from './peers/native.ts';
+import { type NativeProcess, startNative } from './peers/native.ts';
 import { Roaring } from './peers/roaring.ts';
 import type { BenchContext, Goal, Row } from './rows.ts';
 import { GIB, type Guest, KIB, type Leaves, MIB, PAGE, TIB } from './workloads.ts';
@@ -81,10 +81,9 @@ function guestsOf(quick: boolean): Guest[] {
 
 export default async function ranges(context: BenchContext): Promise<Row[]> {
   const tables = new LayoutA(await compileLayoutA());
-  const process = 'program' in context.native ? new NativeProcess(context.native.program) : undefined;
-  if ('skipped' in context.native) context.say(context.native.skipped);
+  const { process, peers: natives } = startNative(context);
   const contenders: Contender[] = [
-    ...(process ? [new Native(process, 'tdp_iter'), new Native(process, 'nested')] : []),
+    ...natives,
     new WasmA(tables, 'tdp_iter'),
     new WasmA(tables, 'nested'),
     new Arrays(),

@@ -87,6 +87,20 @@ export function row(given: Partial<Row> & Pick<Row, 'question' | 'operation' | '
   return whole;
 }
 
+type Ratios = Pick<Row, 'ratioToNativeIter' | 'ratioToNativeNested' | 'ratioSameAlgorithm'>;
+
+/** The three ratios of a row that took `ns`; `nsOf` says what a contender of the same run took, null if it had no part. */
+export function ratiosOf(ns: number, nsOf: (contender: string) => number | null): Ratios {
+  const over = (theirs: number | null, ours: number | null) =>
+    theirs === null || ours === null ? null : theirs / ours;
+  const iter = nsOf('native tdp_iter');
+  return {
+    ratioToNativeIter: over(iter, ns),
+    ratioToNativeNested: over(nsOf('native nested'), ns),
+    ratioSameAlgorithm: over(iter, nsOf('wasm layout A tdp_iter')),
+  };
+}
+
 function isMet(found: Row, limits: GoalLimits): boolean {
   const least = (value: number | null | undefined, limit: number | undefined) =>
     limit === undefined || (value != null && value >= limit);

@@ -8,8 +8,8 @@
 import type { Read } from './peers/contender.ts';
 import { api } from './peers/eptsim.ts';
 import { compileLayoutA, LayoutA, WasmA } from './peers/layout-a-wasm.ts';
-import { Native, NativeProcess } from './peers/native.ts';
-import { type BenchContext, median, type Row, row, spreadOf } from './rows.ts';
+import { startNative } from './peers/native.ts';
+import { type BenchContext, median, type Row, ratiosOf, row, spreadOf } from './rows.ts';
 import { GIB, PAGE } from './workloads.ts';
 
 const HVA = 2 ** 40;
@@ -49,12 +49,8 @@ export default async function trace({ quick, native, say }: BenchContext): Promi
   vm.readTrace(() => undefined);
   const snapshot = vm.snapshot();
 
-  const process = 'program' in native ? new NativeProcess(native.program) : undefined;
-  if ('skipped' in native) say(native.skipped);
-  const peers = [
-    ...(process === undefined ? [] : [new Native(process, 'tdp_iter'), new Native(process, 'nested')]),
-    new WasmA(new LayoutA(await compileLayoutA()), 'tdp_iter'),
-  ];
+  const { process, peers: natives } = startNative({ native, say });
+  const peers = [...natives, new WasmA(new LayoutA(await compileLayoutA()), 'tdp_iter')];
   const emits: number[] = [];
   const contenders: {
     name: string;
@@ -106,8 +102,7 @@ export default async function trace({ quick, native, say }: BenchContext): Promi
   } finally {
     process?.quit();
   }
-  const middle = (name: string) => (taken.has(name) ? median(taken.get(name)!) : undefined);
-  const [iter, nested, wasm] = ['native tdp_iter', 'native nested', 'wasm layout A tdp_iter'].map(middle);
+  const middle = (name: string) => (taken.has(name) ? median(taken.get(name)!) : null);
   const ours = `${median(emits.slice(warmUps)).toFixed(2)} ns to zap and emit, the rest to read; nothing dropped`;
   say(`trace: ${(1e3 / middle('eptsim')!).toFixed(0)} M records/s; ${ours}`);
   const rows = [...taken].map(([contender, times]) => {
@@ -121,9 +116,7 @@ export default async function trace({ quick, native, say }: BenchContext): Promi
       planes: 1,
       operations: pages / 2,
       nsPerOperation,
-      ratioToNativeIter: iter === undefined ? null : iter / nsPerOperation,
-      ratioToNativeNested: nested === undefined ? null : nested / nsPerOperation,
-      ratioSameAlgorithm: iter === undefined || wasm === undefined ? null : iter / wasm,
+      ...ratiosOf(nsPerOperation, middle),
       perSecond: 1e9 / nsPerOperation,
       spread: spreadOf(times),
       samples: times.length,

@@ -12,7 +12,6 @@ const SPTE_PFN_MASK: u64 = 0x000ffffffffff000;
 const ARENA: usize = 1 << 25;
 /** Where the caller puts u32 gfns. */
 export const GFNS: usize = 65536;
-export const GFNS_MAX: u32 = 1 << 22;
 
 // What is done to page tables. The order is bench/peers/contender.ts's.
 const OP_ZAP: u32 = 0;

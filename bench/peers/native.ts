@@ -4,7 +4,7 @@ import { type ChildProcessByStdio, spawn, spawnSync } from 'node:child_process';
 import { mkdirSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import type { Readable, Writable } from 'node:stream';
-import { median } from '../rows.ts';
+import { type BenchContext, median } from '../rows.ts';
 import { DENSITIES, type Guest, LEAVES, pagesOf, SEED } from '../workloads.ts';
 import { isBuilt } from './built.ts';
 import { ALTERNATE, type Calls, type Contender, type Outcome, type Read, WALKS, type Walk } from './contender.ts';
@@ -103,4 +103,17 @@ export class Native implements Contender {
     return { ns, changes, sum: sum | 0 };
   }
   async close(): Promise<void> {}
+}
+
+/** The process, for the caller to quit, and both peers on it; none, which is said, where native.c was not compiled. */
+export function startNative({ native, say }: Pick<BenchContext, 'native' | 'say'>): {
+  process?: NativeProcess;
+  peers: Native[];
+} {
+  if ('skipped' in native) {
+    say(native.skipped);
+    return { peers: [] };
+  }
+  const process = new NativeProcess(native.program);
+  return { process, peers: [new Native(process, 'tdp_iter'), new Native(process, 'nested')] };
 }
