@@ -8,8 +8,8 @@ import { type Goal, median, type Row, ratiosOf, row, spreadOf } from './rows.ts'
 import { GIB, type Guest, gfnsToRead, type Order, pagesOf, rangeStarts, SEED } from './workloads.ts';
 
 const READ_BACK = 1000;
-/** Below so many operations a turn the code's way from memory to the processor would weigh in their time. */
-const FEW = 100;
+/** In a turn shorter than this, the way of code and arguments from memory to the processor, some 0.2 ms, would weigh. */
+const SHORT_NS = 5_000_000;
 /** So much time, and one run at least, a contender then has untimed at the beginning of its turn. */
 const WARM_NS = 200_000;
 
@@ -47,6 +47,7 @@ export async function measure(
   const contenders = all.filter((one) => one.takes(guest, walk, npages));
   const whole = npages === 0;
   const times = new Map<string, number[]>(contenders.map(({ name }) => [name, []]));
+  const lastNs = new Map<string, number>();
   let leafs = 0;
   for (let round = -warmUps; round < rounds; round++) {
     const gfns = whole
@@ -56,8 +57,10 @@ export async function measure(
     let first: { name: string; outcome: Outcome; looked: number } | undefined;
     for (let turn = 0; turn < contenders.length; turn++) {
       const contender = contenders[(turn + Math.max(round, 0)) % contenders.length];
-      // Untimed, so that no contender's code is cold: the fastest would be timed waiting for it.
-      for (let warm = found.count < FEW ? 0 : WARM_NS; warm < WARM_NS; ) {
+      // The others' turns have driven this one's code and arguments from the caches: the fastest would be timed waiting for
+      // them.
+      const isShort = (lastNs.get(contender.name) ?? SHORT_NS) < SHORT_NS;
+      for (let warm = isShort ? 0 : WARM_NS; warm < WARM_NS; ) {
         await contender.fill(walk);
         await contender.use(whole ? more : gfns);
         warm += (whole ? await contender.whole(walk) : await contender.ranges(walk, npages)).ns;
@@ -65,6 +68,7 @@ export async function measure(
       await contender.fill(walk);
       await contender.use(gfns);
       const outcome = whole ? await contender.whole(walk) : await contender.ranges(walk, npages);
+      lastNs.set(contender.name, outcome.ns);
       await contender.use(more);
       const looked = await contender.look();
       first ??= { name: contender.name, outcome, looked };

@@ -114,7 +114,7 @@ async function measureGuest(
   for (const contender of contenders) if (contender.takes(guest, 'zap', 1)) await contender.build(guest);
   const rows: Row[] = [];
   for (const found of casesOf(guest, context.quick)) {
-    const rounds = context.quick ? 3 : guest.bytes >= 64 * GIB ? 5 : 9;
+    const rounds = context.quick ? 3 : guest.bytes >= 64 * GIB ? 7 : 9;
     const measured = await measure(found, contenders, rounds, context.quick ? 1 : 2, goalOf);
     rows.push(...measured);
     if (process !== undefined && found.operation === 'zap-whole' && guest.leaves === '4k' && guest.density === 'full') {
