@@ -164,7 +164,7 @@ function doorsOf(quick: boolean): Door[] {
       bytes: large,
       walk: 'zap',
       npages: 512,
-      count: 200,
+      count: 2000,
       run: () => undefined,
       runRange: (start, npages, file) => file!.punchHole(start * PAGE, npages * PAGE),
       did: partly,
@@ -172,10 +172,10 @@ function doorsOf(quick: boolean): Door[] {
     { ...mirror, operation: 'zap-whole', bytes: large, walk: 'zap', run: zapAll, did: gone },
     ...(
       [
-        ['zap-1GiB', GIB, 8],
-        ['zap-2MiB', 2 * MIB, 400],
-        ['zap-64KiB', 16 * PAGE, 2000],
-        ['zap-4KiB', PAGE, 10_000],
+        ['zap-1GiB', GIB, 32],
+        ['zap-2MiB', 2 * MIB, 4000],
+        ['zap-64KiB', 16 * PAGE, 20_000],
+        ['zap-4KiB', PAGE, 100_000],
       ] as const
     ).map(
       ([operation, length, most]): Door => ({
