@@ -8,7 +8,7 @@
 import { C_PAGES_VALIDATED, C_PF_FIXED, C_PF_SPURIOUS, C_PF_TAKEN, count, ctl, VM_SNP } from './control';
 import { pagesOf } from './entry';
 import { gmemAt } from './gmems';
-import { endGfnOf, gfnToMemslot } from './memslots';
+import { endGfnOf, gfnToMemslot, Memslot } from './memslots';
 import { faultAtOnce, initFault, RET_PF_MEMORY_FAULT, reserveFault, scratchFault } from './page_fault';
 import { atEnd, atFlags, atLevel } from './page_table';
 import { RMP_2M, RMP_ASSIGNED, rmpFlags, rmpGfn, rmpRunEnd, rmpValidate } from './rmp';
@@ -109,15 +109,30 @@ export function vcpuPvalidate(index: u32, startGfn: u64, endGfn: u64, level: i32
 }
 
 /**
- * The nested faults that PVALIDATE takes at `gfn` and, by 4K pages of a file without 2M folios, at those behind it.
- * Returns 0 to try again, -errno, or the positive errno of a KVM_EXIT_MEMORY_FAULT.
+ * End of the gfns from `gfn` on, below `endGfn`, that PVALIDATE 4K gets through one by one once they are mapped: 4K pages of a
+ * file without 2M folios whose RMP entries name them, or will.
+ */
+function passableEnd(slot: Memslot, gfn: u64, endGfn: u64): u64 {
+  const gmem = gmemAt(slot.gmem - 1);
+  const delta = slot.baseGfn - slot.gmemPgoff;
+  const page = gfn - delta;
+  const entry = rmpFlags(gmem, page);
+  // An entry from where the file was bound before stops it.
+  if (gmem.folioOrder != 0 || (entry != 0 && rmpGfn(gmem, page, entry) != gfn)) return gfn + 1;
+  return rmpRunEnd(gmem, page, min(endGfn, endGfnOf(slot)) - delta) + delta;
+}
+
+/**
+ * The nested faults that PVALIDATE takes at `gfn` and, where it gets there, at those behind it. Returns 0 to try again,
+ * -errno, or the positive errno of a KVM_EXIT_MEMORY_FAULT.
  */
 function mapPrivate(index: u32, root: Root, gfn: u64, endGfn: u64, level: i32): i32 {
   const fault = scratchFault();
   initFault(fault, index, gfn, 0, 1, false);
   const slot = gfnToMemslot(0, gfn);
-  const hasFolios = slot !== null && slot.gmem != 0 && gmemAt(slot.gmem - 1).folioOrder != 0;
-  if (level == 1 && !hasFolios) fault.limitPages = <u32>min(endGfn - gfn, 0xffffffff);
+  if (level == 1 && slot !== null && slot.gmem != 0) {
+    fault.limitPages = <u32>min(passableEnd(slot, gfn, endGfn) - gfn, 0xffffffff);
+  }
   count(C_PF_TAKEN, 1);
   let result = faultAtOnce(fault);
   if (result == RET_PF_MEMORY_FAULT) return -fault.error;

@@ -402,6 +402,21 @@ describe('PVALIDATE', () => {
     expect(snp.vm.vcpus[0].pvalidate({ gpa: 0x100 * PAGE, size: PAGE }).reason).toBe('retry');
     expect(snp.vm.check().map(({ kind }) => kind)).toEqual(['rmp-disagrees']);
   });
+
+  test('maps what it gets to, and nothing behind where it stops', () => {
+    const snp = makeSnp({ npages: 16, slotPages: 8 });
+    touch(snp.vm, 3, 2);
+    snp.bindAt(0x100, 8);
+    convert(snp.vm, 0x100, 0x108, PRIVATE);
+    const moved = countersMoved(snp.vm, () => {
+      expect(snp.vm.vcpus[0].pvalidate({ gpa: 0x100 * PAGE, size: 8 * PAGE })).toMatchObject({
+        reason: 'retry',
+        gpa: 0x103n * 4096n,
+        changed: 3,
+      });
+    });
+    expect(moved).toMatchObject({ pf_fixed: 4, pages_4k: 4, pages_validated: 3, rmp_updates_private_4k: 3 });
+  });
 });
 
 describe('rmpChecks: an access meets the whole RMP entry', () => {
