@@ -382,6 +382,17 @@ describe('PVALIDATE', () => {
     expect(rmpOf(snp)).toEqual(['0..8 4K @0x0', '9..9 4K v @0x9', '10..511 4K @0xa']);
   });
 
+  // npf_interception() hands the fault to the MMU before sev_handle_rmp_fault() sees it.
+  test('of 4K in a 2M leaf of what is mixed now has the leaf split before the RMP fault zaps from the gfn on', () => {
+    const { vm } = makeSnp({ npages: BLOCK, folioSize: '2M', kernel: 'rfc-v4' });
+    touch(vm, 0);
+    convert(vm, 0, 1, 0);
+    expect(leavesOf(vm)).toEqual(['0..511 2M']);
+    const moved = countersMoved(vm, () => vm.vcpus[0].pvalidate({ gpa: 9 * PAGE, size: PAGE }));
+    expect(moved).toMatchObject({ splits: 1, PSMASH: 1, leafs_zapped_direct_4k: BLOCK - 9 });
+    expect(leavesOf(vm)).toEqual(['0..9 4K']);
+  });
+
   test('of a gfn that is shared exits to userspace', () => {
     const { vm } = makeSnp({ npages: 16 });
     convert(vm, 4, 16, 0);

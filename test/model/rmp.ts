@@ -157,7 +157,6 @@ export class PlainRmp {
     if (!this.isPrivate.has(gfn) || page === null) return false;
     this.allocatePage(page);
     this.prepare(page);
-    if (this.leafs.has(gfn)) return true;
     const first = gfn - (gfn % BLOCK);
     const { base, npages, pgoff } = this.slot;
     const isHuge =
@@ -167,7 +166,11 @@ export class PlainRmp {
       first >= base &&
       first + BLOCK <= base + npages &&
       this.block(gfn).every((one) => this.isPrivate.has(one));
-    for (const one of isHuge ? this.block(gfn) : [gfn]) this.leafs.set(one, isHuge ? 2 : 1);
+    const level = this.leafs.get(gfn);
+    // What is mapped stays; a leaf that would be 4K now is split.
+    if (level === 1 || (level === 2 && isHuge)) return true;
+    if (level === 2) for (const one of this.block(gfn)) this.leafs.set(one, 1);
+    else for (const one of isHuge ? this.block(gfn) : [gfn]) this.leafs.set(one, isHuge ? 2 : 1);
     return true;
   }
 
@@ -205,7 +208,8 @@ export class PlainRmp {
       if (entry.isHuge === wantsHuge && (!checksGpa || entry.gfn === gfn)) {
         return this.checksAll && !isPvalidate && !entry.validated ? 'vc' : 'done';
       }
-      if (!this.isPrivate.has(gfn)) return 'memory_fault';
+      // The RMP fault comes after a fault like any other.
+      if (!this.fault(gfn)) return 'memory_fault';
       this.rmpFault(gfn);
     }
     return 'retry';
@@ -241,7 +245,8 @@ export class PlainRmp {
       }
       const entry = this.entries[this.pageOf(gfn) as number] as Entry;
       if (entry.gfn === gfn) return entry.isHuge && level === 2 ? 'done' : 'size-mismatch';
-      if (!this.isPrivate.has(gfn)) return 'memory_fault';
+      // The RMP fault comes after a fault like any other.
+      if (!this.fault(gfn)) return 'memory_fault';
       this.rmpFault(gfn);
     }
     return 'retry';
