@@ -5,7 +5,7 @@ import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { createVmSync, type Vm } from '../../src/index.ts';
 import { isDebugBuild, PAGE } from '../support/make-vm.ts';
-import { RUNS, SEED } from './world.ts';
+import { RUNS, SEED, TIMEOUT_MS } from './world.ts';
 
 const GIB_PAGES = 2 ** 18;
 const PAGES = 2 * GIB_PAGES + 3 * 512;
@@ -244,5 +244,5 @@ test(
     );
     expect(leafsZapped).toBeGreaterThan(NUM_RUNS * 512);
   },
-  10 * 60_000,
+  TIMEOUT_MS,
 );

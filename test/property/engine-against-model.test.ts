@@ -5,7 +5,7 @@
 import fc from 'fast-check';
 import { test } from 'vitest';
 import { type Sequence, sequence } from './commands.ts';
-import { commandsOf, RUNS, SEED, sequenceText, World } from './world.ts';
+import { commandsOf, RUNS, SEED, sequenceText, TIMEOUT_MS, World } from './world.ts';
 
 function runOne(one: Sequence): void {
   const world = new World(one.config);
@@ -27,5 +27,5 @@ test(
       { numRuns: RUNS, ...SEED, verbose: 0 },
     );
   },
-  10 * 60_000,
+  TIMEOUT_MS,
 );

@@ -10,7 +10,7 @@ import { type PlainExit, PlainInPlace, type PlainSlot } from '../model/in-place.
 import type { AnyEvent } from '../support/events.ts';
 import { checkInvariants } from '../support/invariants.ts';
 import { isDebugBuild, PAGE, SLOT_HVA } from '../support/make-vm.ts';
-import { RUNS as ALL_RUNS, SEED } from './world.ts';
+import { RUNS as ALL_RUNS, SEED, TIMEOUT_MS } from './world.ts';
 
 /** A sequence looks at every page after each command: fewer of them take as long. */
 const RUNS = Math.ceil(ALL_RUNS / 5);
@@ -669,5 +669,5 @@ test.each([
       { numRuns: RUNS, ...SEED, verbose: 0 },
     );
   },
-  10 * 60_000,
+  TIMEOUT_MS,
 );

@@ -19,6 +19,7 @@ import {
   RUNS,
   SEED,
   sequenceText,
+  TIMEOUT_MS,
 } from './world.ts';
 
 const NUM_RUNS = Math.ceil(RUNS / 10);
@@ -91,5 +92,5 @@ test(
     );
     if (pauses === 0) throw new Error('no operation was cut in pieces');
   },
-  10 * 60_000,
+  TIMEOUT_MS,
 );

@@ -16,6 +16,7 @@ import {
   SEED,
   sameBytes,
   sequenceText,
+  TIMEOUT_MS,
 } from './world.ts';
 
 const NUM_RUNS = Math.ceil(RUNS / 5);
@@ -161,5 +162,5 @@ test(
     expect(zapped).toBeGreaterThan(NUM_RUNS);
     expect(looked).toBeGreaterThan(NUM_RUNS / 10);
   },
-  10 * 60_000,
+  TIMEOUT_MS,
 );

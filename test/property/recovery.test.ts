@@ -6,7 +6,7 @@
 import fc from 'fast-check';
 import { test } from 'vitest';
 import { type Command, REGION_KINDS, type VmConfig } from './commands.ts';
-import { RUNS as ALL_RUNS, SEED, World } from './world.ts';
+import { RUNS as ALL_RUNS, SEED, TIMEOUT_MS, World } from './world.ts';
 
 const RUNS = Math.ceil(ALL_RUNS / 10);
 
@@ -62,5 +62,5 @@ test(
       { numRuns: RUNS, ...SEED, verbose: 0 },
     );
   },
-  10 * 60_000,
+  TIMEOUT_MS,
 );

@@ -8,7 +8,7 @@ import { test } from 'vitest';
 import { PlainRmp } from '../model/rmp.ts';
 import { isDebugBuild, PAGE } from '../support/make-vm.ts';
 import { makeSnp, type SnpVm } from '../support/snp-vm.ts';
-import { RUNS as ALL_RUNS, SEED } from './world.ts';
+import { RUNS as ALL_RUNS, SEED, TIMEOUT_MS } from './world.ts';
 
 /** A sequence looks at every page after each command: fewer of them take as long. */
 const RUNS = Math.ceil(ALL_RUNS / 10);
@@ -221,5 +221,5 @@ test(
       { numRuns: RUNS, ...SEED, verbose: 0 },
     );
   },
-  10 * 60_000,
+  TIMEOUT_MS,
 );

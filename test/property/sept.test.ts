@@ -7,7 +7,7 @@ import { describe, expect, test } from 'vitest';
 import { type CallableLeaf, createVmSync, KvmError, type LeafName, type TdxStatus, type Vm } from '../../src/index.ts';
 import { Refused, SeptModel, type TdConfig } from '../model/sept.ts';
 import { isDebugBuild, PAGE, SLOT_HVA } from '../support/make-vm.ts';
-import { RUNS, SEED } from './world.ts';
+import { RUNS, SEED, TIMEOUT_MS } from './world.ts';
 
 /** Two regions of 2M and a piece of a third, which no 2M leaf fits. */
 const NPAGES = 1100;
@@ -368,6 +368,6 @@ describe.each([
         { numRuns: Math.ceil(RUNS / 6), ...SEED },
       );
     },
-    300_000,
+    TIMEOUT_MS,
   );
 });

@@ -17,6 +17,7 @@ import {
   SEED,
   sameBytes,
   sequenceText,
+  TIMEOUT_MS,
 } from './world.ts';
 
 const NUM_RUNS = Math.ceil(RUNS / 10);
@@ -83,5 +84,5 @@ test(
       { numRuns: NUM_RUNS, ...SEED },
     );
   },
-  10 * 60_000,
+  TIMEOUT_MS,
 );

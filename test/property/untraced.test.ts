@@ -30,6 +30,7 @@ import {
   prepare,
   RUNS,
   SEED,
+  TIMEOUT_MS,
 } from './world.ts';
 
 const NUM_RUNS = Math.ceil(RUNS / 5);
@@ -257,5 +258,5 @@ test.each([
     );
     expect(fixed).toBeGreaterThan(NUM_RUNS * 20);
   },
-  10 * 60_000,
+  TIMEOUT_MS,
 );

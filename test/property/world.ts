@@ -33,6 +33,9 @@ export const SEED = {
   seed: Number(process.env.EPTSIM_PROPERTY_SEED ?? (process.env.EPTSIM_BUILD === 'debug' ? 1 : 2)),
 };
 
+/** As long as one test of that many may take: ten minutes for each 1,000. */
+export const TIMEOUT_MS = Math.max(1, RUNS / 1000) * 10 * 60_000;
+
 const LEAF_NAMES = ['4k', '2m', '1g'];
 const COMPARED_STATS = [
   ...['pages_4k', 'pages_2m', 'pages_1g', 'nx_lpage_splits', 'remote_tlb_flush_requests', 'tlb_flush'],
