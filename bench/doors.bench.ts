@@ -11,7 +11,7 @@ import { api, Eptsim, fillVm, mapAll } from './peers/eptsim.ts';
 import { compileLayoutA, LayoutA, WasmA } from './peers/layout-a-wasm.ts';
 import { startNative } from './peers/native.ts';
 import type { BenchContext, Row } from './rows.ts';
-import { type Density, GIB, type Guest, type Leaves, MIB, PAGE, TIB } from './workloads.ts';
+import { type Density, GIB, type Guest, type Leaves, PAGE, RANGES, TIB } from './workloads.ts';
 
 const HVA = 2 ** 44;
 
@@ -170,14 +170,7 @@ function doorsOf(quick: boolean): Door[] {
       did: partly,
     },
     { ...mirror, operation: 'zap-whole', bytes: large, walk: 'zap', run: zapAll, did: gone },
-    ...(
-      [
-        ['zap-1GiB', GIB, 32],
-        ['zap-2MiB', 2 * MIB, 4000],
-        ['zap-64KiB', 16 * PAGE, 20_000],
-        ['zap-4KiB', PAGE, 100_000],
-      ] as const
-    ).map(
+    ...RANGES.map(
       ([operation, length, most]): Door => ({
         ...mirror,
         operation,

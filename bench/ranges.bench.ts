@@ -11,17 +11,10 @@ import { MapOfSptes } from './peers/map.ts';
 import { type NativeProcess, startNative } from './peers/native.ts';
 import { Roaring } from './peers/roaring.ts';
 import type { BenchContext, Goal, Row } from './rows.ts';
-import { GIB, type Guest, KIB, type Leaves, MIB, PAGE, TIB } from './workloads.ts';
+import { GIB, type Guest, type Leaves, MIB, PAGE, RANGES, TIB } from './workloads.ts';
 
 /** Native nested must reach this part of the bandwidth measured beside it, or it is a straw man and the bench fails. */
 const LEAST_BANDWIDTH = 0.5;
-
-const RANGES: readonly [name: string, bytes: number, count: number][] = [
-  ['zap-1GiB', GIB, 32],
-  ['zap-2MiB', 2 * MIB, 4000],
-  ['zap-64KiB', 64 * KIB, 20_000],
-  ['zap-4KiB', 4 * KIB, 100_000],
-];
 
 function casesOf(guest: Guest, quick: boolean): Case[] {
   const question = 'ranges';

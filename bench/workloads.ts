@@ -70,3 +70,11 @@ export function rangeStarts(guest: Guest, npages: number, count: number, order: 
 export function gfnsToRead(guest: Guest, count: number, seed: number): Uint32Array {
   return rangeStarts(guest, 1, count, 'random', seed);
 }
+
+/** Ranges that are zapped in a guest: operation, bytes of each, and how many at most. */
+export const RANGES: readonly [name: string, bytes: number, count: number][] = [
+  ['zap-1GiB', GIB, 32],
+  ['zap-2MiB', 2 * MIB, 4000],
+  ['zap-64KiB', 64 * KIB, 20_000],
+  ['zap-4KiB', 4 * KIB, 100_000],
+];
