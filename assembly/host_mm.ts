@@ -120,6 +120,7 @@ export const HOST_THP: u32 = 1;
 export const HOST_HUGETLB_2M: u32 = 2;
 export const HOST_HUGETLB_1G: u32 = 3;
 export const HOST_SHMEM: u32 = 4;
+export const HOST_ANON: u32 = 5;
 
 // Advice; the numbers are the kernel's (uapi mman-common.h).
 export const MADV_DONTNEED: u32 = 4;
@@ -714,7 +715,7 @@ function unmapAreas(start: u64, end: u64): i32 {
  * Mirrors: mmap_region(), mm/mmap.c
  */
 export function hostMmap(kind: u32, start: u64, end: u64, prot: u32): i32 {
-  if (kind > HOST_SHMEM || (prot & ~PROT_MASK) != 0) return -EINVAL;
+  if (kind > HOST_ANON || (prot & ~PROT_MASK) != 0) return -EINVAL;
   const unit = kind == HOST_HUGETLB_2M ? PMD : kind == HOST_HUGETLB_1G ? PUD : PAGE;
   if ((start & (unit - 1)) != 0 || end == start) return -EINVAL;
   if (end < start || end > TASK_SIZE) return -ENOMEM;
@@ -724,7 +725,8 @@ export function hostMmap(kind: u32, start: u64, end: u64, prot: u32): i32 {
   if (!reserveRange(start, end, EVENT_WHOLE)) return STATUS_CAPACITY;
   const status = unmapAreas(start, end);
   if (status != 0) return status;
-  const vma = insertVma(findVma(start));
+  const index = findVma(start);
+  const vma = insertVma(index);
   vma.start = start;
   vma.end = end;
   vma.offset = 0;
@@ -744,6 +746,7 @@ export function hostMmap(kind: u32, start: u64, end: u64, prot: u32): i32 {
   } else {
     vma.kind = VMA_ANON;
   }
+  joinNewVma(index);
   return 0;
 }
 
@@ -856,26 +859,37 @@ function movePageTables(start: u64, end: u64, delta: u64, isShared: bool): void 
   unmapRange(start, end, false);
 }
 
+/** Whether an area begins at `hva`, and nothing else lies in that 2M before it. Mirrors: can_align_down() */
+function beginsIn2m(hva: u64): bool {
+  return vmaAt(findVma(down(hva, PMD))).start == hva;
+}
+
 /**
  * Moves [oldStart, oldStart + lengthBytes) to newStart (MREMAP_MAYMOVE | MREMAP_FIXED, same length).
- * Returns: -EINVAL for unaligned, empty or overlapping ranges; -EFAULT unless one area holds the old range.
- * Mirrors: mremap_to(), move_vma(), copy_vma(), mm/mremap.c
+ * Returns: -EINVAL for unaligned, empty or overlapping ranges; -EFAULT unless one area holds the old range: if it only
+ * begins in one, what was at the new place is gone.
+ * Mirrors: mremap_to(), move_vma(), copy_vma(), try_realign_addr(), mm/mremap.c
  */
 export function hostMremap(oldStart: u64, lengthBytes: u64, newStart: u64): i32 {
   if (((oldStart | newStart) & (PAGE - 1)) != 0 || lengthBytes == 0 || lengthBytes > TASK_SIZE) return -EINVAL;
   let length = up(lengthBytes, PAGE);
-  if (newStart > TASK_SIZE - length) return -EINVAL;
   let index = lookupVma(oldStart);
-  if (index < ctl.vmaCount && isHugetlb(vmaAt(index))) {
+  if (index == ctl.vmaCount) return -EFAULT;
+  if (isHugetlb(vmaAt(index))) {
     const unit = pageBytesOf(vmaAt(index));
     length = up(lengthBytes, unit);
     if (((oldStart | newStart) & (unit - 1)) != 0) return -EINVAL;
   }
+  if (newStart > TASK_SIZE - length) return -EINVAL;
   if (oldStart + length > newStart && newStart + length > oldStart) return -EINVAL;
-  if (index == ctl.vmaCount || oldStart + length > vmaAt(index).end) return -EFAULT;
   if (ctl.vmaCount >= MAX_MAP_COUNT - 3) return -ENOMEM;
   const oldEnd = oldStart + length;
   const newEnd = newStart + length;
+  if (oldEnd > vmaAt(index).end) {
+    // Seen only once the new place is free.
+    const status = hostMunmap(newStart, newEnd);
+    return status != 0 ? status : -EFAULT;
+  }
   const firstPage = oldStart >> 12;
   const endPage = oldEnd >> 12;
   wantNothing();
@@ -883,7 +897,7 @@ export function hostMremap(oldStart: u64, lengthBytes: u64, newStart: u64): i32 
   want(<u64>tables + 32, <u64>storedTables(HOST_TREE, HOST_LEVEL, firstPage, endPage, true) + 16);
   wantHostRange(newStart, newEnd);
   wantRangeEvents(newStart, newEnd, EVENT_WHOLE);
-  wantRangeEvents(oldStart, oldEnd, EVENT_WHOLE);
+  wantRangeEvents(down(oldStart, PMD), oldEnd, EVENT_WHOLE);
   if (((newStart - oldStart) & (PMD - 1)) != 0) {
     // Huge pages and pte tables no longer fall on table bounds at the new place; each huge page is split.
     want(length >> 30, length >> 30);
@@ -905,9 +919,12 @@ export function hostMremap(oldStart: u64, lengthBytes: u64, newStart: u64): i32 
   if (vma.kind != VMA_ANON || vma.anonVma != 0) moved.offset = vma.offset - delta;
   const isShared = vma.kind == VMA_SHMEM;
   joinNewVma(place);
-  startEvent(oldStart, oldEnd);
+  // A first table that holds nothing else on either side moves whole, and the event begins where it does.
+  const isWhole = (delta & (PMD - 1)) == 0 && length >= PMD - (oldStart & (PMD - 1));
+  const from = isWhole && beginsIn2m(oldStart) && beginsIn2m(newStart) ? down(oldStart, PMD) : oldStart;
+  startEvent(from, oldEnd);
   movePageTables(oldStart, oldEnd, delta, isShared);
-  endEventGone(oldStart, oldEnd);
+  endEventGone(from, oldEnd);
   return unmapAreas(oldStart, oldEnd);
 }
 
@@ -1080,6 +1097,7 @@ function collapse(index: u32, start: u64, end: u64, outcome: u32): i32 {
   const vma = vmaAt(index);
   if ((vma.flags & VMA_NOHUGEPAGE) != 0 || isHugetlb(vma)) return -EINVAL;
   if (up(vma.start, PMD) + PMD > vma.end) return -EINVAL;
+  if (vma.kind == VMA_ANON && vma.anonVma == 0) return -EINVAL;
   const first = up(start, PMD);
   const last = down(end, PMD);
   if (first > last) return -EINVAL;
@@ -1092,7 +1110,10 @@ function collapse(index: u32, start: u64, end: u64, outcome: u32): i32 {
       failed = true;
       continue;
     }
-    if (!collapseAt(base, isShared)) failed = true;
+    if (collapseAt(base, isShared)) continue;
+    failed = true;
+    // An absent pmd ends the call (SCAN_PMD_NONE); an absent table of pmds, which collapseAt() met higher up, does not.
+    if (!isShared && atLevel == 2) break;
   }
   return failed ? -EINVAL : 0;
 }

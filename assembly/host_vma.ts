@@ -2,9 +2,9 @@
 //
 // A sorted array of records, ctl.vmaCount of them. Neighbours with equal attributes are joined when one of them
 // changes, as the kernel does: how many areas a range crosses decides how many notifier events it gets.
-// Mirrors: mm/vma.c (v6.12). Left out: merging at mmap itself, mlock, memory policies, userfaultfd.
+// Mirrors: mm/vma.c (v6.12). Left out: mlock, memory policies, userfaultfd.
 
-import { ctl } from './control';
+import { ctl, PROFILE_6_16 } from './control';
 import { VMA_BYTES, VMAS_BASE } from './layout';
 
 // Vma, 40 bytes.
@@ -108,9 +108,18 @@ export function cutVma(index: u32, hva: u64): void {
   vmaAt(index + 1).start = hva;
 }
 
-/** Mirrors: is_mergeable_anon_vma(), without fork() */
+/** Mirrors: are_anon_vmas_compatible(), without fork() */
 export function anonVmaCompatible(one: u32, other: u32): bool {
   return one == 0 || other == 0 || one == other;
+}
+
+/**
+ * Whether an area with `anonVma` may become part of a neighbour that has `other`. Before 6.15 one without an anon_vma took
+ * none that has one: its empty list was not taken for singular.
+ * Mirrors: is_mergeable_anon_vma(), without fork()
+ */
+function takesAnonVma(other: u32, anonVma: u32): bool {
+  return other == anonVma || anonVma == 0 || (other == 0 && ctl.profile == PROFILE_6_16);
 }
 
 /** Whether `lower` and `upper` touch and show one object without a break. */
@@ -127,7 +136,7 @@ function isContinued(lower: Vma, upper: Vma): bool {
 export function canMerge(other: Vma, vma: Vma, isLower: bool, prot: u8, flags: u16): bool {
   if (isHugetlb(vma) || other.prot != prot || other.flags != flags) return false;
   if (!(isLower ? isContinued(other, vma) : isContinued(vma, other))) return false;
-  return anonVmaCompatible(other.anonVma, vma.anonVma);
+  return takesAnonVma(other.anonVma, vma.anonVma);
 }
 
 /**

@@ -4,8 +4,8 @@ import { GATE_HOST } from './engine/exports.ts';
 import { boolean, check, halvesOf, integer, object, oneOf, type U64 } from './errors.ts';
 import type { Vm } from './vm.ts';
 
-export const HOST_KINDS = ['anon4k', 'thp', 'hugetlb2m', 'hugetlb1g', 'shmem'] as const;
-/** anon4k: anonymous with MADV_NOHUGEPAGE; thp: with MADV_HUGEPAGE; shmem: a shared memfd. */
+export const HOST_KINDS = ['anon4k', 'thp', 'hugetlb2m', 'hugetlb1g', 'shmem', 'anon'] as const;
+/** anon: anonymous memory; anon4k: with MADV_NOHUGEPAGE; thp: with MADV_HUGEPAGE; shmem: a shared memfd. */
 export type HostKind = (typeof HOST_KINDS)[number];
 
 /** madvise(2) numbers by name. */

@@ -9,7 +9,7 @@ const PAGE = 4096;
 const HUGE = 512;
 const GIGA = 512 * 512;
 
-export type RegionKind = 'anon4k' | 'thp' | 'hugetlb2m' | 'hugetlb1g' | 'shmem';
+export type RegionKind = 'anon' | 'anon4k' | 'thp' | 'hugetlb2m' | 'hugetlb1g' | 'shmem';
 
 export interface Vma {
   start: number;
@@ -61,6 +61,9 @@ export class HostError extends Error {
   }
 }
 
+/** are_anon_vmas_compatible() */
+const areCompatible = (a: number, b: number): boolean => a === b || a === 0 || b === 0;
+
 export class Host {
   vmas: Vma[] = [];
   private readonly touchedGiga = new Set<number>();
@@ -74,8 +77,17 @@ export class Host {
 
   private readonly notifier: Notifier;
 
-  constructor(notifier: Notifier) {
+  /** Whether an area without an anon_vma takes one that has one into itself: since 6.15. */
+  private readonly takesFaulted: boolean;
+
+  constructor(notifier: Notifier, takesFaulted: boolean) {
     this.notifier = notifier;
+    this.takesFaulted = takesFaulted;
+  }
+
+  /** is_mergeable_anon_vma() */
+  private takes(neighbour: Vma, av: number): boolean {
+    return neighbour.av === av || av === 0 || (neighbour.av === 0 && this.takesFaulted);
   }
 
   private allocate(npages: number): number {
@@ -104,31 +116,53 @@ export class Host {
   }
 
   mmap(kind: RegionKind, start: number, npages: number, prot = 3): void {
-    this.vmas.push({
+    const unit = isHugetlb(kind) ? hugetlbPages(kind) : 1;
+    if (start % unit !== 0) throw new HostError('EINVAL');
+    const end = start + up(npages, unit);
+    this.munmap(start, end);
+    const vma: Vma = {
       start,
-      end: start + npages,
-      kind,
+      end,
+      // Anonymous memory differs in what was advised, not in kind.
+      kind: kind === 'thp' || kind === 'anon4k' ? 'anon' : kind,
       prot,
       thp: kind === 'thp',
       nohp: kind === 'anon4k',
       av: 0,
       file: kind === 'shmem' ? this.nextFile++ : 0,
       filePage: kind === 'shmem' ? 0 : start,
-    });
+    };
+    this.vmas.push(vma);
     this.vmas.sort((a, b) => a.start - b.start);
+    this.mergeNew(vma);
   }
 
-  /** Joins two VMAs that meet at `at` and differ in nothing. */
-  private mergeAt(at: number): void {
-    const after = this.vmas.find((vma) => vma.start === at);
-    const before = this.vmas.find((vma) => vma.end === at);
-    if (!after || !before || before.kind !== after.kind || isHugetlb(after.kind) || before.file !== after.file) return;
-    if (before.prot !== after.prot || before.thp !== after.thp || before.nohp !== after.nohp) return;
-    if (before.filePage + (before.end - before.start) !== after.filePage) return;
-    if (before.av !== after.av && before.av !== 0 && after.av !== 0) return;
-    before.end = after.end;
-    before.av = before.av || after.av;
-    this.vmas.splice(this.vmas.indexOf(after), 1);
+  /** Joins the new `vma` with the neighbours that differ from it in nothing. */
+  private mergeNew(vma: Vma): void {
+    const isAlike = (other: Vma | undefined): boolean =>
+      other !== undefined &&
+      !isHugetlb(vma.kind) &&
+      other.kind === vma.kind &&
+      other.file === vma.file &&
+      other.prot === vma.prot &&
+      other.thp === vma.thp &&
+      other.nohp === vma.nohp &&
+      other.filePage - other.start === vma.filePage - vma.start &&
+      this.takes(other, vma.av);
+    const before = this.vmas.find((other) => other.end === vma.start);
+    const after = this.vmas.find((other) => other.start === vma.end);
+    const joins = { before: isAlike(before), after: isAlike(after) };
+    if (joins.before && joins.after && !areCompatible(before?.av ?? 0, after?.av ?? 0)) joins.after = false;
+    if (joins.after && after) {
+      vma.end = after.end;
+      vma.av ||= after.av;
+      this.vmas.splice(this.vmas.indexOf(after), 1);
+    }
+    if (joins.before && before) {
+      before.end = vma.end;
+      before.av ||= vma.av;
+      this.vmas.splice(this.vmas.indexOf(vma), 1);
+    }
   }
 
   /** The level and permission of a present translation, as the page-table walk of host_pfn_mapping_level() finds it. */
@@ -270,7 +304,6 @@ export class Host {
   private modify(vma: Vma, start: number, end: number, change: Partial<Pick<Vma, 'prot' | 'thp' | 'nohp'>>): boolean {
     const wanted = { prot: vma.prot, thp: vma.thp, nohp: vma.nohp, ...change };
     if (wanted.prot === vma.prot && wanted.thp === vma.thp && wanted.nohp === vma.nohp) return false;
-    const compatible = (a: number, b: number): boolean => a === b || a === 0 || b === 0;
     const mergeable = (other: Vma | undefined): boolean =>
       other !== undefined &&
       !isHugetlb(vma.kind) &&
@@ -279,7 +312,7 @@ export class Host {
       other.thp === wanted.thp &&
       other.nohp === wanted.nohp &&
       other.file === vma.file &&
-      compatible(other.av, vma.av);
+      this.takes(other, vma.av);
     const index = this.vmas.indexOf(vma);
     const before = this.vmas[index - 1];
     const after = this.vmas[index + 1];
@@ -287,7 +320,7 @@ export class Host {
     let mergeBefore =
       start === vma.start && before?.end === start && mergeable(before) && contiguous(before as Vma, vma);
     let mergeAfter = end === vma.end && after?.start === end && mergeable(after) && contiguous(vma, after as Vma);
-    if (mergeBefore && mergeAfter && !compatible(before?.av ?? 0, after?.av ?? 0)) mergeAfter = false;
+    if (mergeBefore && mergeAfter && !areCompatible(before?.av ?? 0, after?.av ?? 0)) mergeAfter = false;
     if (mergeBefore && before) {
       if (end < vma.end) {
         this.boundary(vma, end);
@@ -356,33 +389,79 @@ export class Host {
     this.freeTables(start, end);
   }
 
-  mremap(oldStart: number, npages: number, newStart: number): void {
+  /**
+   * mremap() to a fixed place: what is there goes, an area is made there, the pages move in one event, the old range goes as
+   * by munmap().
+   */
+  mremap(oldStart: number, wanted: number, newStart: number): void {
+    const holder = this.vmaOf(oldStart);
+    if (!holder) throw new HostError('EFAULT');
+    const unit = isHugetlb(holder.kind) ? hugetlbPages(holder.kind) : 1;
+    if (oldStart % unit !== 0 || newStart % unit !== 0) throw new HostError('EINVAL');
+    const npages = up(wanted, unit);
     const oldEnd = oldStart + npages;
-    const vma = this.vmaOf(oldStart);
-    if (!vma || vma.end < oldEnd) throw new HostError('EFAULT');
-    let middle = vma;
-    if (oldStart > vma.start) middle = this.split(vma, oldStart);
-    if (oldEnd < middle.end) this.split(middle, oldEnd);
-    this.event(oldStart, oldEnd);
-    const moved: Vma = { ...middle, start: newStart, end: newStart + npages };
-    if (moved.av === 0 && moved.file === 0) moved.filePage = newStart;
-    const ptes: [number, Pte][] = [];
-    for (let page = oldStart; page < oldEnd; page++) {
-      const pte = this.ptes.get(page);
-      if (pte) ptes.push([page - oldStart + newStart, pte]);
-    }
-    this.event(oldStart, oldEnd);
-    this.drop(oldStart, oldEnd);
-    this.vmas = this.vmas.filter((other) => other !== middle);
+    const newEnd = newStart + npages;
+    if (oldEnd > newStart && newEnd > oldStart) throw new HostError('EINVAL');
+    this.munmap(newStart, newEnd);
+    // That may have cut the area, not where the range begins.
+    const source = this.vmaOf(oldStart) as Vma;
+    if (source.end < oldEnd) throw new HostError('EFAULT');
+    const filePage = source.filePage + oldStart - source.start;
+    const isUntouched = source.av === 0 && source.file === 0;
+    const moved = { ...source, start: newStart, end: newEnd, filePage: isUntouched ? newStart : filePage };
     this.vmas.push(moved);
     this.vmas.sort((a, b) => a.start - b.start);
-    for (const [page, pte] of ptes) {
-      this.touchedGiga.add(down(page, GIGA));
-      this.pmds.set(down(page, HUGE), { kind: 'table' });
-      this.ptes.set(page, pte);
+    this.mergeNew(moved);
+    // try_realign_addr(): a first table that holds nothing else, here and there, moves whole.
+    const isAlone = (page: number): boolean =>
+      this.vmaOf(page)?.start === page && this.parts(down(page, HUGE), page).length === 0;
+    const isWhole = (newStart - oldStart) % HUGE === 0 && npages >= HUGE - (oldStart % HUGE);
+    const from = isWhole && isAlone(oldStart) && isAlone(newStart) ? down(oldStart, HUGE) : oldStart;
+    this.notifier.start(from, oldEnd);
+    for (let page = oldStart; page < oldEnd; ) {
+      if (unit > 1) {
+        const huge = this.hugetlb.get(page);
+        if (huge) {
+          this.hugetlb.set(page - oldStart + newStart, huge);
+          this.touchedGiga.add(down(page - oldStart + newStart, GIGA));
+        }
+        this.hugetlb.delete(page);
+        page += unit;
+        continue;
+      }
+      page = this.moveTable(page, oldEnd, newStart - oldStart);
     }
-    this.mergeAt(newStart);
-    this.mergeAt(newStart + npages);
+    this.notifier.end(from, oldEnd);
+    this.munmap(oldStart, oldEnd);
+  }
+
+  /** Moves what one pmd maps of [page, end) by `delta` pages. Returns where the next one begins. */
+  private moveTable(page: number, end: number, delta: number): number {
+    const at = down(page, HUGE);
+    const next = Math.min(at + HUGE, end);
+    const pmd = this.pmds.get(at);
+    if (!pmd) return next;
+    if (pmd.kind !== 'table') {
+      if (page === at && next === at + HUGE && delta % HUGE === 0) {
+        this.pmds.set(at + delta, pmd);
+        this.pmds.delete(at);
+        this.touchedGiga.add(down(at + delta, GIGA));
+        return next;
+      }
+      this.event(at, at + HUGE);
+      this.splitHuge(at);
+    }
+    for (let from = page; from < next; from++) {
+      const to = from + delta;
+      this.touchedGiga.add(down(to, GIGA));
+      this.pmds.set(down(to, HUGE), { kind: 'table' });
+      const pte = this.ptes.get(from);
+      if (!pte) continue;
+      // Off its place within 2M, a page of a huge one is taken for a single page.
+      this.ptes.set(to, pte.kind === 'anon' && delta % HUGE !== 0 ? { ...pte, folio: 0 } : pte);
+      this.ptes.delete(from);
+    }
+    return next;
   }
 
   mprotect(start: number, end: number, prot: number): void {
@@ -503,13 +582,18 @@ export class Host {
       const hasAligned = up(vma.start, HUGE) < down(vma.end, HUGE);
       if (vma.nohp || isHugetlb(vma.kind) || !hasAligned) throw new HostError('EINVAL');
       let failed = false;
+      // Memory that nothing was ever written to has no anon_vma.
+      if (vma.kind !== 'shmem' && vma.av === 0) throw new HostError('EINVAL');
       const a = up(Math.max(start, vma.start), HUGE);
       const b = down(Math.min(end, vma.end), HUGE);
       if (a > b) throw new HostError('EINVAL');
       for (let at = a; at < b; at += HUGE) {
         const pmd = this.pmds.get(at);
         if (pmd && pmd.kind !== 'table') continue;
-        if (!pmd || !this.collapseOne(at, true)) failed = true;
+        if (pmd && this.collapseOne(at, true)) continue;
+        failed = true;
+        // SCAN_PMD_NONE ends the call, SCAN_PMD_NULL (not even its table is there) does not.
+        if (!pmd && this.touchedGiga.has(down(at, GIGA))) break;
       }
       if (failed) throw new HostError('EINVAL');
     }
@@ -529,9 +613,14 @@ export class Host {
     return true;
   }
 
+  /** khugepaged takes each 2M of 4K entries, some of them there, that lies in an area it may work on. */
   khugepaged(start: number, end: number): void {
     for (let at = up(start, HUGE); at + HUGE <= end; at += HUGE) {
-      if (this.pmds.get(at)?.kind === 'table') this.collapseOne(at, false);
+      const vma = this.vmaOf(at);
+      if (!vma || at + HUGE > vma.end || vma.nohp || isHugetlb(vma.kind)) continue;
+      if (this.pmds.get(at)?.kind !== 'table') continue;
+      const hasPages = Array.from({ length: HUGE }, (_, i) => this.ptes.has(at + i)).includes(true);
+      if (hasPages) this.collapseOne(at, false);
     }
   }
 
@@ -560,13 +649,33 @@ export class Host {
     this.pageIdleSet(start, npages);
   }
 
-  /** A page migrates: one event, then a new pfn with the old permission. */
+  /** Pages migrate, huge ones and what was split of them whole: an event each, then a new pfn with the old permission. */
   migrate(start: number, end: number): void {
-    this.event(start, end);
-    for (let page = start; page < end; page++) {
+    for (let page = start; page < end; ) {
+      const vma = this.vmaOf(page);
+      const unit = vma && isHugetlb(vma.kind) ? hugetlbPages(vma.kind) : HUGE;
+      const at = down(page, unit);
+      const huge = this.hugetlb.get(at);
+      const pmd = this.pmds.get(at);
       const pte = this.ptes.get(page);
-      if (pte && pte.kind !== 'zero') pte.pfn = this.allocate(1);
+      const isFolio = pte?.kind === 'anon' && pte.folio !== 0;
+      if (huge) huge.pfn = this.move(at, unit);
+      else if (pmd?.kind === 'huge') pmd.pfn = this.move(at, unit);
+      else if (isFolio) {
+        const pfn = this.move(at, unit);
+        const old = pte.folio;
+        for (let i = 0; i < HUGE; i++) {
+          const other = this.ptes.get(at + i);
+          if (other?.kind === 'anon' && other.folio === old)
+            Object.assign(other, { pfn: pfn + other.pfn - old, folio: pfn });
+        }
+      } else if (pte && pte.kind !== 'zero') pte.pfn = this.move(page, 1);
+      page = huge || pmd?.kind === 'huge' || isFolio ? at + unit : page + 1;
     }
+  }
+  private move(at: number, npages: number): number {
+    this.event(at, at + npages);
+    return this.allocate(npages);
   }
 
   access(start: number, end: number, write: boolean, step = 1): void {

@@ -131,11 +131,12 @@ export class ModelVm {
     this.septVeDisable = options.septVeDisable ?? true;
     this.generations = this.addressSpaces === 2 ? [0, 1] : [0];
     this.vcpus = Array.from({ length: options.vcpus ?? 1 }, (_, index) => new ModelVcpu(this, index));
-    this.hostModel = new Host({
-      start: (start, end) => this.invalidateStart(start, end, true),
-      end: (start, end) => this.invalidateEnd(start, end),
-      age: (start, end) => this.hvaAge(start, end),
-    });
+    const notifier = {
+      start: (start: number, end: number) => this.invalidateStart(start, end, true),
+      end: (start: number, end: number) => this.invalidateEnd(start, end),
+      age: (start: number, end: number) => this.hvaAge(start, end),
+    };
+    this.hostModel = new Host(notifier, this.kernel === 'linux-6.16');
     this.host = new ModelHost(this);
   }
 

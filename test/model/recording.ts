@@ -199,7 +199,7 @@ export class Replay {
         vm.host.mmap({ kind: op.kind, hva, length: op.size });
         return undefined;
       case 'mmap_fixed':
-        vm.host.mmap({ kind: 'anon4k', hva, length: op.len });
+        vm.host.mmap({ kind: 'anon', hva, length: op.len });
         return undefined;
       case 'set_memslot': {
         const a = {

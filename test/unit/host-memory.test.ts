@@ -283,10 +283,39 @@ describe('mprotect', () => {
   });
 });
 
+describe('mmap', () => {
+  test.each<[HostKind, HostKind, string[]]>([
+    ['anon', 'anon', ['0..32']],
+    ['anon4k', 'anon4k', ['0..32']],
+    ['thp', 'thp', ['0..32']],
+    ['anon', 'anon4k', ['0..16', '16..32']],
+    ['anon', 'thp', ['0..16', '16..32']],
+    ['shmem', 'shmem', ['0..16', '16..32']],
+  ])('of %s memory beside %s memory: one event for each area that it makes', (below, above, expected) => {
+    const vm = region(null, M2);
+    map(vm, below, 0, 16);
+    map(vm, above, 16, 32);
+    read(vm, 0, 32);
+    protect(vm, 0, 32, 1);
+    expect(events(vm)).toEqual(expected);
+  });
+
+  test('of anon memory has 4K pages until it is MADV_HUGEPAGE, and may be collapsed', () => {
+    const vm = region('anon');
+    write(vm, 0);
+    expect(mapping(vm, 0)).toBe('4K W');
+    advise(vm, 'COLLAPSE', 0, M2);
+    expect(mapping(vm, 0)).toBe('2M W');
+    advise(vm, 'HUGEPAGE', M2, 2 * M2);
+    write(vm, M2);
+    expect(mapping(vm, M2)).toBe('2M W');
+  });
+});
+
 describe('anon_vma', () => {
   /** Two areas that differ in MADV_HUGEPAGE, the first made like the second again. Returns the events of one mprotect. */
-  function eventsOver(writes: readonly number[]): string[] {
-    const vm = region(null, M2);
+  function eventsOver(writes: readonly number[], kernel: CreateVmOptions['kernel'] = 'linux-6.12'): string[] {
+    const vm = region(null, M2, { kernel });
     map(vm, 'anon4k', 0, 16);
     map(vm, 'anon4k', 16, 32);
     advise(vm, 'HUGEPAGE', 16, 32);
@@ -302,10 +331,15 @@ describe('anon_vma', () => {
     expect(eventsOver([3, 20])).toEqual(['0..16', '16..32']);
   });
 
-  test('areas of which at most one was written to become one', () => {
+  test('areas become one where none was written to, or the one that stays as it is', () => {
     expect(eventsOver([])).toEqual(['0..32']);
-    expect(eventsOver([3])).toEqual(['0..32']);
     expect(eventsOver([20])).toEqual(['0..32']);
+  });
+
+  // The source of 6.12; no recording has met it.
+  test('an area that was written to joins one that was not from 6.15 on only', () => {
+    expect(eventsOver([3])).toEqual(['0..16', '16..32']);
+    expect(eventsOver([3], 'linux-6.16')).toEqual(['0..32']);
   });
 
   test('a neighbour that could be joined shares its id at the first write', () => {
@@ -573,14 +607,40 @@ describe('MADV_COLLAPSE', () => {
     expect(errorOf(() => advise(vm, 'COLLAPSE', 0, M2))).toBe('EINVAL');
   });
 
-  test('tries every 2M and fails with EINVAL if one failed', () => {
-    const vm = region('thp', 3 * M2);
-    for (const first of [0, 2 * M2]) {
+  test('of memory that was never written to fails with EINVAL, whatever the range', () => {
+    const vm = region('thp');
+    expect(errorOf(() => advise(vm, 'COLLAPSE', M2 - 1, M2))).toBe('EINVAL');
+    write(vm, 0);
+    expect(errorOf(() => advise(vm, 'COLLAPSE', M2 - 1, M2))).toBeNull();
+  });
+
+  /** Memory whose first 2M and that at `last` have a pte table with one page, which is writable. */
+  function withTables(last: number): Vm {
+    const vm = region('thp', last + M2);
+    for (const first of [0, last]) {
       vm.host.failHugePage(range(first, first + M2));
       write(vm, first);
     }
+    return vm;
+  }
+
+  test('goes on behind a pte table without a writable page, and fails with EINVAL', () => {
+    const vm = withTables(2 * M2);
+    vm.host.failHugePage(range(M2, 2 * M2));
+    read(vm, M2);
     expect(errorOf(() => advise(vm, 'COLLAPSE', 0, 3 * M2))).toBe('EINVAL');
     expect(events(vm)).toEqual(['0..512', '1024..1536']);
+  });
+
+  // The source of 6.12; no recording has met it.
+  test('ends with EINVAL at an absent pmd, and goes on behind an absent table of pmds', () => {
+    const near = withTables(2 * M2);
+    expect(errorOf(() => advise(near, 'COLLAPSE', 0, 3 * M2))).toBe('EINVAL');
+    expect(events(near)).toEqual(['0..512']);
+    const far = withTables(2 * G1);
+    advise(far, 'POPULATE_READ', M2, G1);
+    expect(errorOf(() => advise(far, 'COLLAPSE', 0, 2 * G1 + M2))).toBe('EINVAL');
+    expect(events(far)).toEqual(['0..512', `${2 * G1}..${2 * G1 + M2}`]);
   });
 
   test('of shared memory unmaps page by page, then the table; the file stays huge', () => {
@@ -700,6 +760,40 @@ describe('mremap', () => {
     vm.host.mremap({ old: SLOT_HVA + M2 * PAGE, length: 2 * M2 * PAGE, new: SLOT_HVA + (5 * M2 + 1) * PAGE });
     expect(events(vm)).toEqual(['512..1536', '512..1024', '1024..1536', '512..1536']);
     expect(mapping(vm, 5 * M2 + 1)).toBe('4K W');
+  });
+
+  test('of a first table that holds nothing else, here and there, begins its event where the table does', () => {
+    const vm = region(null, 8 * M2);
+    const move = (first: number, end: number, to: number) =>
+      vm.host.mremap({ old: SLOT_HVA + first * PAGE, length: (end - first) * PAGE, new: SLOT_HVA + to * PAGE });
+    map(vm, 'anon4k', 16, M2 + 5);
+    write(vm, 16, M2 + 5);
+    move(16, M2 + 5, 2 * M2 + 16);
+    expect(events(vm)).toEqual(['0..517', '16..517']);
+    expect(mapping(vm, 2 * M2 + 20)).toBe('4K W');
+    // Another area in the 2M that it comes to; one in the 2M that it leaves; one that ends within the table.
+    map(vm, 'anon4k', 4 * M2, 4 * M2 + 3);
+    move(2 * M2 + 16, 3 * M2 + 5, 4 * M2 + 16);
+    expect(events(vm)).toEqual(['1040..1541', '1040..1541']);
+    move(4 * M2 + 16, 5 * M2 + 5, 16);
+    expect(events(vm)).toEqual(['2064..2565', '2064..2565']);
+    vm.host.munmap(range(100, M2 + 5));
+    events(vm);
+    move(16, 100, 2 * M2 + 16);
+    expect(events(vm)).toEqual(['16..100', '16..100']);
+  });
+
+  test('of more than one area fails with EFAULT, with the new place unmapped', () => {
+    const vm = region(null, 4 * M2);
+    map(vm, 'anon4k', 0, 16);
+    map(vm, 'thp', 16, 32);
+    map(vm, 'anon4k', 100, 120);
+    write(vm, 0, 32);
+    write(vm, 100, 120);
+    const call = { old: SLOT_HVA, length: 32 * PAGE, new: SLOT_HVA + 90 * PAGE };
+    expect(errorOf(() => vm.host.mremap(call))).toBe('EFAULT');
+    expect(events(vm)).toEqual(['90..122']);
+    expect([0, 16, 100].map((page) => mapping(vm, page))).toEqual(['4K W', '4K W', 'none']);
   });
 
   test.each<[string, string, { old: number; length: number; new: number }]>([

@@ -93,7 +93,7 @@ describe('a fault is named with its place', () => {
     [{ ...good, memory: [{ slot: 0, gpa: 0 }] }, "memory.0: a slot needs the field 'size'"],
     [
       { ...good, memory: [{ ...slot, host: 'hugetlb' }] },
-      "memory.0.host: host: 'hugetlb' is none of anon4k, thp, hugetlb2m, hugetlb1g, shmem; did you mean hugetlb2m or hugetlb1g?",
+      "memory.0.host: host: 'hugetlb' is none of anon4k, thp, hugetlb2m, hugetlb1g, shmem, anon; did you mean hugetlb2m or hugetlb1g?",
     ],
     [
       { ...good, memory: [{ ...slot, guestMemfd: 'my ram' }] },

@@ -298,7 +298,7 @@ export class Replay implements Performer {
         return returned;
       }
       case 'mmap_fixed':
-        return this.onHost((host) => host.mmap({ kind: 'anon4k', ...range(), prot: 3 }));
+        return this.onHost((host) => host.mmap({ kind: 'anon', ...range(), prot: 3 }));
       case 'munmap':
         return this.onHost((host) => host.munmap(range()));
       case 'mremap':
