@@ -94,6 +94,9 @@ export type Command =
       npages: number;
       prot: number;
       step: number;
+      /** Of mremap: where to. */
+      toRegion: number;
+      to: number;
     }
   | { op: 'invalidateStart'; region: number; start: number; npages: number; blockable: boolean }
   | { op: 'invalidateEnd' }
@@ -127,6 +130,9 @@ export type HostCall =
   | 'remap'
   | 'access'
   | 'pageIdleSet'
+  | 'mremap'
+  | 'khugepaged'
+  | 'migrate'
   | 'age'
   | 'testAge';
 
@@ -399,8 +405,9 @@ export function perform(target: Target, command: Command): unknown {
 function performHost(host: AnyVm, command: Extract<Command, { op: 'host' }>): unknown {
   const hva = (regionPage(command.region) + command.start) * PAGE;
   const length = command.npages * PAGE;
-  // Whether shared memory collapses is an input of the simulator, not a rule.
-  if (command.call === 'COLLAPSE' && REGION_KINDS[command.region] === 'shmem') return undefined;
+  // Whether shared memory collapses is an input of the simulator, not a rule; so it stays within its region.
+  const isShmem = REGION_KINDS[command.region] === 'shmem';
+  if (command.call === 'COLLAPSE' && isShmem) return undefined;
   switch (command.call) {
     case 'mprotect':
       return host.mprotect({ hva, length, prot: command.prot });
@@ -415,6 +422,16 @@ function performHost(host: AnyVm, command: Extract<Command, { op: 'host' }>): un
     case 'pageIdleSet':
       host.pageIdleSet({ hva, pages: command.npages });
       return undefined;
+    case 'mremap':
+      return host.mremap({
+        old: hva,
+        length,
+        new: (regionPage(isShmem ? command.region : command.toRegion) + command.to) * PAGE,
+      });
+    case 'khugepaged':
+      return isShmem ? undefined : host.khugepaged({ hva, length });
+    case 'migrate':
+      return host.migrate({ hva, length });
     case 'age':
       return host.age({ hva, length });
     case 'testAge':
@@ -512,10 +529,10 @@ const vcpu = fc.nat(1);
 const isPrivate = fc.boolean();
 const accessPrivate = fc.constantFrom(null, null, null, null, true, false);
 const kind = fc.constantFrom('read' as const, 'write' as const, 'write' as const, 'exec' as const);
-const hostCall = fc.constantFrom<HostCall[]>(
+export const hostCall = fc.constantFrom<HostCall[]>(
   ...(['POPULATE_WRITE', 'POPULATE_WRITE', 'POPULATE_READ', 'DONTNEED', 'DONTNEED', 'DONTNEED', 'HUGEPAGE'] as const),
   ...(['COLLAPSE', 'REMOVE', 'FREE', 'mprotect', 'mprotect', 'munmap', 'remap', 'access', 'pageIdleSet'] as const),
-  ...(['age', 'testAge'] as const),
+  ...(['mremap', 'khugepaged', 'migrate', 'age', 'testAge'] as const),
 );
 
 const createSlot = fc.record({
@@ -600,6 +617,8 @@ export const command: fc.Arbitrary<Command> = fc.oneof(
       npages,
       prot: fc.constantFrom(0, 1, 3, 3),
       step: fc.integer({ min: 1, max: 20 }),
+      toRegion: region,
+      to: fc.oneof(fc.nat(3000), fc.constantFrom(0, 512, 1024, 1536)),
     }),
   },
   {
