@@ -97,6 +97,8 @@ export class Replay implements Performer {
   private readonly sharedRegions: { start: bigint; end: bigint }[] = [];
   private readonly openFds = new Set<number>();
   private readonly files = new Map<number, GuestMemfd>();
+  /** Pages whose idle flag is set. */
+  private readonly idle = new Set<bigint>();
   private slots = new Map<number, Slot>();
   private vm: Vm | undefined;
   /** Whether `vm` stands for a recorded one; before, it only holds host memory. */
@@ -202,7 +204,8 @@ export class Replay implements Performer {
     }
     if (vm !== undefined && vm.traceDropped > 0) throw new Error(`the trace dropped ${vm.traceDropped} records`);
     const trace = vm === undefined ? [] : (vm.trace() as readonly TracedEvent[]);
-    if (operation.op === 'page_idle_read' && this.inputs.allowed) returned.ret = idlePages(operation, trace);
+    if (operation.op === 'page_idle_set') for (const { hva } of agedPages(trace)) this.idle.add(hva);
+    if (operation.op === 'page_idle_read' && this.inputs.allowed) returned.ret = this.idlePages(operation, trace);
     return {
       ret: returned.ret,
       errno: returned.errno,
@@ -574,6 +577,14 @@ export class Replay implements Performer {
     }
   }
 
+  /** Reading the page_idle bitmap ages what is marked idle, and counts what was not young: that stays marked. */
+  private idlePages(operation: RecordedOperation, trace: readonly TracedEvent[]): number {
+    for (const { hva, isYoung } of agedPages(trace)) if (isYoung) this.idle.delete(hva);
+    const start = hex(operation.args.hva);
+    const end = start + BigInt(operation.args.pages as number) * PAGE;
+    return [...this.idle].filter((hva) => hva >= start && hva < end).length;
+  }
+
   private khugepaged(operation: RecordedOperation): Returned {
     for (const { start, end } of recordedHvaRanges(operation, 'kvm_unmap_hva_range')) {
       if (end - start !== REGION_2M || !this.overlapsSlot(start, end)) continue;
@@ -635,15 +646,14 @@ function traceRecordsNeeded(recording: Recording): number {
   return Math.min(Math.max(2 * most, TRACE_RECORDS_LEAST), TRACE_RECORDS_MOST);
 }
 
-/** Reading the page_idle bitmap counts the pages that no age call found young. */
-function idlePages(operation: RecordedOperation, trace: readonly TracedEvent[]): number {
-  const young = new Set<string>();
-  let page = '';
+/** The pages that age calls were made for, and whether any found them young. */
+function agedPages(trace: readonly TracedEvent[]): { hva: bigint; isYoung: boolean }[] {
+  const pages: { hva: bigint; isYoung: boolean }[] = [];
   for (const event of trace as readonly (TracedEvent & { start?: unknown; ret?: unknown })[]) {
-    if (event.name === 'kvm_age_hva') page = String(event.start);
-    else if (event.name === 'age_gfn_ret' && Number(event.ret) !== 0) young.add(page);
+    if (event.name === 'kvm_age_hva') pages.push({ hva: event.start as bigint, isYoung: false });
+    else if (event.name === 'age_gfn_ret' && Number(event.ret) !== 0) pages[pages.length - 1].isYoung = true;
   }
-  return (operation.args.pages as number) - young.size;
+  return pages;
 }
 
 /** The leafs by address space; within one, roots that hold any are one. */
