@@ -19,20 +19,37 @@ const PIECE = 65_536;
 /** What a page's leaf is, as a record has it: present, W, A, D, HOST_WRITABLE, MMU_WRITABLE. */
 const LEAF_CODE = 4 | 0b11111000;
 
-function readRecords(words: Uint32Array, records: number): Read {
-  let sum = 0;
-  let changes = 0;
-  // `at` is the record's last word: V8 takes a fifth less time over it than over the first.
-  for (let at = 3; at < records * 4; at += 4) {
-    const head = words[at - 3];
+/** Records that one call of readBlock() reads. */
+const BLOCK = 1024;
+
+/** Adds the records of `words` from `at` to `end` to `found`; where the next one begins. */
+function readBlock(words: Uint32Array, at: number, end: number, found: Read): number {
+  let sum = found.sum | 0;
+  let changes = found.changes | 0;
+  while (at < end) {
+    const head = words[at] | 0;
     if ((head & 255) === SPTE_CHANGED) {
-      sum = (sum + words[at - 1] + (words[at - 2] >>> 16) + (head >>> 16)) | 0;
-      changes = (changes + words[at]) | 0;
+      sum = (sum + (words[at + 2] | 0) + (words[at + 1] >>> 16) + (head >>> 16)) | 0;
+      changes = (changes + (words[at + 3] | 0)) | 0;
+      at += 4;
     } else {
-      at += ((head >> 8) & 255) * 4;
+      at += 4 + ((head >> 8) & 255) * 4;
     }
   }
-  return { sum, changes };
+  found.sum = sum;
+  found.changes = changes;
+  return at;
+}
+
+/**
+ * Reads all records in blocks. In one loop over all of them V8 replaces the code while it runs and may never compile the
+ * function whole: 6 ns a record where the whole function takes 2.6, from one process to the next.
+ */
+function readRecords(words: Uint32Array, records: number): Read {
+  const found = { sum: 0, changes: 0 };
+  const end = records * 4;
+  for (let at = 0; at < end; ) at = readBlock(words, at, Math.min(at + BLOCK * 4, end), found);
+  return found;
 }
 
 export default async function trace({ quick, native, say }: BenchContext): Promise<Row[]> {
