@@ -177,7 +177,7 @@ export function gmemInvalidateBegin(file: u32, start: u64, end: u64, selector: u
   trace2(EV_GMEM_INVAL_BEGIN, 0, 0, start, end, 0);
   ctl.splitFailed = 0;
   // Only a what-if maps a file by 2M: then no leaf may come to span the range meanwhile.
-  const mayBeHuge = gmemAt(file - 1).folioOrder != 0 || ctl.privateHugePages != 0;
+  const mayBeHuge = gmemAt(file - 1).folioOrder != 0;
   let met = false;
   let flush: bool = false;
   let slot = nextBinding(file, 0);
@@ -463,27 +463,12 @@ function hugeBlockOf(slot: Memslot, gfn: u64): bool {
   return (blockStart & 511) == 0;
 }
 
-/** Whether a private leaf of 2M may map `gfn`: its block of the file is allocated whole, and sound. */
+/** Whether a private leaf of 2M may map `gfn`: its region is a folio of the file, and sound. */
 export function gmemHasHugeBlock(slot: Memslot, gfn: u64): bool {
   if (!hugeBlockOf(slot, gfn)) return false;
   const tree = pagesTree(gmemAt(slot.gmem - 1));
-  const end = blockStart + 512;
-  if (treeCount(tree, PAGES_LEVEL, blockStart, end, PAGE_RESIDENT) != 512) return false;
-  return treeCount(tree, PAGES_LEVEL, blockStart, end, PAGE_RESIDENT | PAGE_POISONED) == 0;
-}
-
-/**
- * Allocates the whole 2M block of the file behind `gfn` if none of it is allocated yet. Returns false if a part of it is:
- * its pages come one by one. Requires: reserveFault().
- */
-export function gmemAllocateHugeBlock(slot: Memslot, gfn: u64): bool {
-  if (!hugeBlockOf(slot, gfn)) return true;
-  const tree = pagesTree(gmemAt(slot.gmem - 1));
-  const resident = treeCount(tree, PAGES_LEVEL, blockStart, blockStart + 512, PAGE_RESIDENT);
-  if (resident != 0) return resident == 512;
-  treeSet(tree, PAGES_LEVEL, blockStart, blockStart + 512, 1, PAGE_RESIDENT);
-  count(C_GMEM_PAGES_ALLOCATED, 512);
-  return true;
+  if ((treeFlags(tree, PAGES_LEVEL, blockStart) & PAGE_FOLIO) == 0) return false;
+  return treeCount(tree, PAGES_LEVEL, blockStart, blockStart + 512, PAGE_RESIDENT | PAGE_POISONED) == 0;
 }
 
 /** The guest put content into private pages of `slot`. Requires: reserveFault(). */

@@ -126,7 +126,8 @@ export function vmSetMemoryRegion(
     file = gmemCheckBind(fd, fdKind, gmemOffset, size);
     if (file < 0) return file;
   }
-  if (swapWouldWait() && (change == KVM_MR_FLAGS_ONLY || !beyondMaxGfn(baseGfn, npages))) return -EBUSY;
+  // A new slot is refused before the slots change; a move has made the old one INVALID by then.
+  if (swapWouldWait() && (change != KVM_MR_CREATE || !beyondMaxGfn(baseGfn, npages))) return -EBUSY;
   if (change == KVM_MR_CREATE) {
     if (ctl.slotsPages + npages > ctl.slotsPagesMax) return STATUS_SLOTS_FULL;
     return createSlot(asId, id, flags, baseGfn, npages, hva, <u32>file, gmemOffset >> 12);

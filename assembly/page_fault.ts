@@ -27,7 +27,7 @@ import {
 } from './control';
 import { markPagesDirty } from './dirty_log';
 import { LT, pagesOf, sideCount, tagOf, UNIFORM } from './entry';
-import { gmemAllocateHugeBlock, gmemGetPfn, gmemHasHugeBlock, gmemLevel, gmemRunPages } from './guest_memfd';
+import { gmemGetPfn, gmemHasHugeBlock, gmemLevel, gmemRunPages } from './guest_memfd';
 import { hostFault, hostFaultPlain, hostLevel, hostRunPages, hostWritable } from './host_mm';
 import { mmuInvalidateRetryGfn, mmuInvalidateRetryGfnUnsafe } from './invalidate';
 import { FAULT_BYTES, FAULTS_BASE, FAULTS_MAX, QUAD_BLOCKS, UPPER_BLOCKS } from './layout';
@@ -136,6 +136,15 @@ export function faultAt(index: u32): Fault {
 export function faultIsBegun(index: u32): bool {
   return faultAt(index).stage != 0;
 }
+/** Whether a fault of vCPU `index` is under way, or between its phases: it is outside the guest. */
+export function vcpuFaults(index: u32): bool {
+  const scratch = faultAt(FAULTS_MAX - 1);
+  if (scratch.stage != 0 && scratch.vcpu == index) return true;
+  for (let id: u32 = 0; id < ctl.faultHighWater; id++) {
+    if (faultIsBegun(id) && faultAt(id).vcpu == index) return true;
+  }
+  return false;
+}
 /** Space for a fault that is carried through at once: the last record of the table. */
 export function scratchFault(): Fault {
   const fault = faultAt(FAULTS_MAX - 1);
@@ -241,7 +250,6 @@ function faultinPfn(fault: Fault): i32 {
   if (fault.isPrivate != 0 && ctl.privateHugePages != 0) limit = min(limit, 512 - (gfn & 511));
   if (limit > 1) limit = runLimit(fault, gfn, limit);
   if (fault.isPrivate != 0 || (ctl.filterForm == FORM_GMEM_IN_PLACE && (slot.flags & MEM_GUEST_MEMFD) != 0)) {
-    if (ctl.privateHugePages != 0 && !gmemAllocateHugeBlock(slot, gfn)) limit = 1;
     const error = gmemGetPfn(slot, gfn, limit, fault.isPrivate != 0);
     if (error != 0) {
       fault.error = error;
@@ -427,22 +435,31 @@ function installMirror(fault: Fault, slot: Memslot, root: Root, stepwise: bool):
       tdpMmuSplitMirror(root, gfn);
       return RET_PF_FIXED;
     }
+    fault.newFlags = atFlags;
+    if (atLevel > 1) {
+      fault.runPages = pagesOf(atLevel) - (gfn & (pagesOf(atLevel) - 1));
+      tdpMmuCountFault(atLevel);
+      return RET_PF_SPURIOUS;
+    }
     // Present already: with all that follow in the run.
     const end = min(atEnd, gfn + min(fault.runPages, <u64>fault.limitPages));
     fault.runPages = max(end - gfn, 1);
-    fault.newFlags = atFlags;
     tdpMmuCountFaults(1, fault.runPages);
     return RET_PF_SPURIOUS;
   }
   // No promotion: where tables go down to 4K, leaves are 4K.
   const reached = atLevel;
   const goal = reached < 2 ? 1 : privateGoal(fault, slot);
-  tdpMmuCountFault(goal);
   for (let level = reached - 1; level >= goal; level--) {
     const status = tdxSeptLink(gfn, level);
-    if (status != TDX_SUCCESS) return status == TDX_OPERAND_BUSY ? RET_PF_RETRY : RET_PF_BUG;
+    if (status != TDX_SUCCESS) {
+      // The walk ends at the entry that could not be linked.
+      tdpMmuCountFault(level + 1);
+      return status == TDX_OPERAND_BUSY ? RET_PF_RETRY : RET_PF_BUG;
+    }
     tdpMmuLinkTable(root, gfn, level);
   }
+  tdpMmuCountFault(goal);
   fault.goal = <u32>goal;
   fault.newFlags = leafFlags(fault, goal, true);
   tdpMmuFreeze(root, gfn, goal);
@@ -514,8 +531,11 @@ export function faultFinish(fault: Fault, stepwise: bool): i32 {
 
 /** Both phases, one right after the other. Requires: initFault(), reserveFault(). */
 export function faultAtOnce(fault: Fault): i32 {
-  const result = faultBegin(fault);
-  return result == 0 ? faultFinish(fault, false) : result;
+  fault.stage = 1;
+  let result = faultBegin(fault);
+  if (result == 0) result = faultFinish(fault, false);
+  fault.stage = 0;
+  return result;
 }
 
 /**

@@ -33,6 +33,7 @@ import { pagesOf } from './entry';
 import { gmemAt, PAGE_OWNED, PAGE_RESIDENT, PAGE_TOUCHED, PAGE_WRITTEN, PAGES_LEVEL, pagesTree } from './gmems';
 import { lossOfContent, lossPossible } from './losses';
 import { BY_GFN, endGfnOf, firstPlaceByGfn, gfnToMemslot, Memslot, slotAtPlace, slotCount } from './memslots';
+import { vcpuFaults } from './page_fault';
 import { atEnd, atFlags, atLevel, treeAt, treeCount, treeFlags, treeModify, treeRunEnd, treeSet } from './page_table';
 import {
   CACHE_WB,
@@ -85,6 +86,7 @@ import {
   VP_FLUSH,
   VPFLUSHDONE,
 } from './tdx_module';
+import { flushIfAsked } from './tlb';
 import { EV_KICK, EV_SEPT_REMOVED, trace } from './trace';
 import { Vcpu, vcpuAt } from './vcpus';
 
@@ -175,13 +177,15 @@ function kickAll(): void {
 function allOut(): void {
   for (let index: u32 = 0; index < ctl.vcpuCount; index++) leaveTd(vcpuAt(index));
 }
+/** Whether a vCPU runs guest code, and is outside for no fault of its own: the next kick brings it back. */
+function waitsOutside(index: u32): bool {
+  const vcpu = vcpuAt(index);
+  return vcpu.inGuest != 0 && vcpu.inTd == 0 && !vcpuFaults(index);
+}
 /** Every vCPU that runs guest code goes in again. */
 function returnAll(): void {
   if (ctl.dead != 0) return;
-  for (let index: u32 = 0; index < ctl.vcpuCount; index++) {
-    const vcpu = vcpuAt(index);
-    if (vcpu.inGuest != 0 && vcpu.inTd == 0) tdxVcpuEnter(vcpu);
-  }
+  for (let index: u32 = 0; index < ctl.vcpuCount; index++) if (waitsOutside(index)) tdxVcpuEnter(vcpuAt(index));
 }
 
 /** Mirrors: tdx_no_vcpus_enter_start() */
@@ -195,9 +199,10 @@ function noVcpusEnterStop(): void {
   returnAll();
 }
 
-/** Enters the TD. Returns whether the vCPU is inside. Mirrors: tdx_vcpu_run() */
+/** Enters the TD, what it owes done. Returns whether the vCPU is inside. Mirrors: tdx_vcpu_run() */
 export function tdxVcpuEnter(vcpu: Vcpu): bool {
   if (vcpu.inTd != 0) return true;
+  flushIfAsked(vcpu);
   if (ctl.waitForSeptZap != 0) return false;
   return tdhVpEnter(vcpu) == TDX_SUCCESS;
 }
@@ -264,7 +269,13 @@ export function wantTdxZap(): void {
 
 /** Whether a zap goes piece by piece: each leaf table beneath may then need all its planes. */
 export function tdxZapsPiecewise(): bool {
-  return ctl.traceOn != 0 || ctl.budget < Infinity || ctl.premapped != 0 || !septQuiet();
+  return ctl.traceOn != 0 || ctl.budget < Infinity || ctl.premapped != 0 || !removesAtOnce();
+}
+/** Whether no page of a run is removed in another way than the first: no call fails, and each kick meets the same vCPUs. */
+function removesAtOnce(): bool {
+  if (!septQuiet()) return false;
+  for (let index: u32 = 0; index < ctl.vcpuCount; index++) if (waitsOutside(index)) return false;
+  return true;
 }
 
 /** The end of the S-EPT leaves alike that begin at or behind `gfn`, for a trace of one run at a time. */
@@ -288,7 +299,7 @@ export function tdxZapped(startGfn: u64, endGfn: u64, level: i32): void {
     removeLeafsOf(startGfn, endGfn, level);
     return;
   }
-  if (septQuiet()) {
+  if (removesAtOnce()) {
     removeRun(startGfn, endGfn);
     return;
   }
@@ -373,7 +384,12 @@ function removeRun(startGfn: u64, endGfn: u64): void {
   count(C_RANGE_BLOCK, leafs);
   if (runnable) {
     let inside: u32 = 0;
-    for (let index: u32 = 0; index < ctl.vcpuCount; index++) inside += vcpuAt(index).inTd;
+    for (let index: u32 = 0; index < ctl.vcpuCount; index++) {
+      const vcpu = vcpuAt(index);
+      if (vcpu.inTd == 0) continue;
+      inside++;
+      flushIfAsked(vcpu);
+    }
     const tracks = batched ? 1 : leafs;
     count(C_TRACK, tracks);
     count(C_KICKS, tracks);

@@ -13,6 +13,7 @@ import {
 } from './control';
 import { pagesOf } from './entry';
 import { gmemAt, PAGE_OWNED, PAGE_TOUCHED, PAGES_LEVEL, pagesTree } from './gmems';
+import { mmuInvalidateRetryGfn } from './invalidate';
 import { memIsPrivate } from './mem_attributes';
 import { endGfnOf, gfnToMemslot, Memslot } from './memslots';
 import { faultAtOnce, initFault, RET_PF_MEMORY_FAULT, reserveFault, scratchFault } from './page_fault';
@@ -163,12 +164,21 @@ function acceptAlike(gfn: u64, endGfn: u64, level: i32): u64 {
 /** TD exit "EPT violation, accept": KVM maps the page of at most the level asked for. Returns 0 or -errno. */
 function acceptViolation(index: u32, vcpu: Vcpu, gfn: u64, endGfn: u64, level: i32): i32 {
   tdxVcpuExit(vcpu);
+  if (vcpu.eptFaults < 1000) vcpu.eptFaults++;
   const fault = scratchFault();
-  initFault(fault, index, gfn, 0, 1, false);
-  fault.acceptLevel = <u32>level;
-  fault.limitPages = <u32>min(endGfn - gfn, 0xffffffff);
-  count(C_PF_TAKEN, 1);
-  let result = faultAtOnce(fault);
+  let result = RET_PF_RETRY;
+  // KVM tries private faults again by itself, unless an invalidation of the gfn keeps them from ending.
+  for (let left = ctl.zeroStepLocalRetry != 0 ? ATTEMPTS : 1; left > 0 && result == RET_PF_RETRY; left--) {
+    initFault(fault, index, gfn, 0, 1, false);
+    fault.acceptLevel = <u32>level;
+    fault.limitPages = <u32>min(endGfn - gfn, 0xffffffff);
+    count(C_PF_TAKEN, 1);
+    result = faultAtOnce(fault);
+    if (result == RET_PF_RETRY && mmuInvalidateRetryGfn(ctl.invSeq, gfn)) {
+      const entered = enterGuest(vcpu);
+      return entered < 0 ? entered : -EINTR;
+    }
+  }
   if (result == RET_PF_MEMORY_FAULT) return fault.error;
   if (result == RET_PF_FIXED || result == RET_PF_SPURIOUS) {
     // Each page of the run faulted, left the TD and came back.
@@ -183,7 +193,7 @@ function acceptViolation(index: u32, vcpu: Vcpu, gfn: u64, endGfn: u64, level: i
     return result;
   }
   const entered = enterGuest(vcpu);
-  return entered < 0 ? entered : result == RET_PF_RETRY && ctl.invInProgress > 0 ? -EINTR : 0;
+  return min(entered, 0);
 }
 
 /** An ACCEPT of the page of `level` at `gfn` begins: it holds the tree, shared, and the entry. Returns 0 or -errno. */
@@ -381,6 +391,7 @@ export function tdxFinalize(): i32 {
 /** KVM_TDX_TERMINATE_VM: the key is released at once; the VM is dead, its pages are reclaimed when their files close. */
 export function tdxTerminateVm(): i32 {
   if (ctl.vmType != VM_TDX) return -EINVAL;
+  if (ctl.dead != 0) return -EIO;
   if (!reserveFault()) return STATUS_CAPACITY;
   tdxTerminate();
   return 0;

@@ -76,6 +76,7 @@ import {
   septUnderBlockedTable,
   TD_RUNNABLE,
 } from './tdx_module';
+import { flushIfAsked } from './tlb';
 import { codeOfMmio, SPTE_MMIO } from './trace';
 import { Vcpu, vcpuAt } from './vcpus';
 
@@ -134,8 +135,8 @@ export function enterGuest(vcpu: Vcpu): i32 {
     vcpu.everRun = 1;
     count(C_TLB_FLUSH, 1);
   }
+  if (ctl.vmType == VM_TDX) return tdxVcpuEnter(vcpu) ? 0 : ENTER_AGAIN;
   flushIfAsked(vcpu);
-  if (ctl.vmType == VM_TDX && !tdxVcpuEnter(vcpu)) return ENTER_AGAIN;
   return 0;
 }
 
@@ -144,12 +145,6 @@ export function leaveGuest(vcpu: Vcpu): void {
   if (ctl.vmType != VM_TDX) return;
   if (vcpu.inGuest == 0) tdxVcpuExit(vcpu);
   else if (ctl.dead == 0) tdxVcpuEnter(vcpu);
-}
-
-function flushIfAsked(vcpu: Vcpu): void {
-  if (vcpu.flushEpoch == ctl.flushEpoch) return;
-  vcpu.flushEpoch = ctl.flushEpoch;
-  count(C_TLB_FLUSH, 1);
 }
 
 /** KVM_RUN without an access. */
@@ -331,6 +326,7 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
       const mayBeFast = present && access == ACCESS_WRITE && isAsAttribute(privateMode, gfn);
       if (mayBeFast && fastPageFault(vcpu, root, gfn, flags, level)) {
         count(C_PF_FIXED, 1);
+        if (isTd) tdxVcpuExit(vcpu);
         continue;
       }
     } else {

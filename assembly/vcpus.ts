@@ -1,7 +1,6 @@
 // The vCPU records: which root each has loaded, which address space it is in, what it has yet to flush.
 // Mirrors: struct kvm_vcpu (include/linux/kvm_host.h), struct kvm_mmu (arch/x86/include/asm/kvm_host.h)
 
-import { ctl } from './control';
 import { VCPU_BYTES, VCPUS_BASE } from './layout';
 
 // Vcpu, 64 bytes. A root is an index + 1, 0 = none.
@@ -39,11 +38,4 @@ export function vcpuAt(index: u32): Vcpu {
 
 export function indexOfVcpu(vcpu: Vcpu): u32 {
   return <u32>((changetype<usize>(vcpu) - VCPUS_BASE) / VCPU_BYTES);
-}
-
-/** vCPUs running guest code at this moment. */
-export function vcpusInGuest(): u32 {
-  let running: u32 = 0;
-  for (let index: u32 = 0; index < ctl.vcpuCount; index++) running += vcpuAt(index).inGuest;
-  return running;
 }

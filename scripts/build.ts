@@ -210,7 +210,8 @@ const hot: Record<string, string[]> = {
     ...['countLeafs', 'isPlain', 'settle', 'tdpMmuAge', 'tdpMmuCountFaults', 'tdpMmuLook', 'tdpMmuMapAbsent'],
     ...['tdpMmuUnmapRange', 'walkAtOnce', 'walkRange', 'wantWalk', 'zapInLeafTable', 'zapped'],
   ],
-  vcpu: ['accessPlain', 'flushIfAsked'],
+  tlb: ['flushIfAsked'],
+  vcpu: ['accessPlain'],
 };
 /** What is inlined into hot functions, by file. */
 const inlined: Record<string, string[]> = {
@@ -238,8 +239,8 @@ const inlined: Record<string, string[]> = {
     ...['isPlain', 'keyBitsOf', 'maxGfnExclusive', 'mayFoldAt', 'mayStop', 'newLeafFlags', 'nextRoot', 'settle'],
     ...['tdpMmuCountFaults', 'tdpMmuLook', 'tdpMmuMapAbsent', 'zapInLeafTable'],
   ],
+  tlb: ['flushIfAsked'],
   trace: ['codeOfFlags', 'putSptes'],
-  vcpu: ['flushIfAsked'],
   vendor: ['vendorRootsOfRange'],
 };
 /** Parts of an expression up to which any function is inlined anywhere: a call is no smaller. */

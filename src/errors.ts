@@ -33,7 +33,10 @@ export function errnoName(errno: number): string {
   return ERRNO_NAMES[errno] ?? `errno ${errno}`;
 }
 
-/** KVM (or the host) refuses what was asked, with the errno that the kernel returns. Nothing was changed. */
+/**
+ * KVM (or the host) refuses what was asked, with the errno that the kernel returns. Nothing was changed, but by calls that
+ * go page by page or step by step, as the kernel's do: what they did before the refusal stays done (`left`, `done`).
+ */
 export class KvmError extends Error {
   override readonly name = 'KvmError';
   /** What KVM_PRE_FAULT_MEMORY left over, where the call has such a result. */

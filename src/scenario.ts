@@ -93,7 +93,7 @@ export interface MemorySection {
   /** The name of the slot's guest_memfd. A name seen first here creates one of `size` bytes (plus the offset). */
   guestMemfd?: string;
   guestMemfdOffset?: Quantity;
-  /** The folios of a guest_memfd that is created for the slot: 4K (default) or 2M. */
+  /** The folios of a guest_memfd that is created for the slot: 4K or 2M; as createGuestMemfd() if not given. */
   folioSize?: string;
 }
 

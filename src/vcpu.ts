@@ -493,10 +493,12 @@ function kindAsked(kind: unknown): number {
 function strideOf({ stride }: Access): number {
   return stride === undefined ? 1 : gfnsOf(stride, 'stride');
 }
-/** How many accesses: `size` counts before `count`. */
-function countOf({ count, size }: Access): number {
+/** How many accesses: `size` counts before `count`, the pages of [gpa, gpa + size). */
+function countOf({ gpa, count, size }: Access): number {
   const asked = count === undefined ? 1 : integer(count, 'count', 0, 2 ** 40);
-  return size === undefined ? asked : Math.ceil(sizeOf(size, 'size') / 4096);
+  if (size === undefined) return asked;
+  const bytes = sizeOf(size, 'size');
+  return bytes === 0 ? 0 : Math.ceil(((gpaOf(gpa) % 4096) + bytes) / 4096);
 }
 
 /** `gpa` and `steps` strides of `stride` gfns. */

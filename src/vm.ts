@@ -562,14 +562,16 @@ export class Vm {
 
   /**
    * KVM_CREATE_GUEST_MEMFD of `size` bytes. `fd` forces the descriptor's number, as a recording needs. With `folioSize`
-   * '2M' it allocates 2M folios where one fits, which no kernel of the profiles does; default '4K'.
+   * '2M' it allocates 2M folios where one fits, which no kernel of the profiles does; default '4K', of a TD with
+   * `td.hugePages` '2M'.
    * @throws {KvmError} EINVAL: flags, size 0, negative or misaligned
    */
   createGuestMemfd(args: { size: U64; flags?: U64; fd?: number; folioSize?: PageSize }): GuestMemfd {
     object(args, 'args');
     const size = halvesOf(args.size, 'size');
     const flags = halvesOf(args.flags ?? 0, 'flags');
-    const order = oneOf(args.folioSize ?? '4K', 'folioSize', PAGE_SIZES) === '2M' ? 9 : 0;
+    const usual = this.options.td?.hugePages ? '2M' : '4K';
+    const order = oneOf(args.folioSize ?? usual, 'folioSize', PAGE_SIZES) === '2M' ? 9 : 0;
     const fd = takeFd(this, args.fd);
     try {
       return this.operate('abiGmemCreate', [...size, ...flags, fd, order], GATE_OPERATION, (status) => {

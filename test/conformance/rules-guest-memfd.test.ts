@@ -249,7 +249,7 @@ test.each(['sw-protected', 'tdx'] as const)(
   (type) => {
     const isTd = type === 'tdx';
     const vm = makeVm({ type, memory: 1024 * PAGE, ...(isTd ? { td: { hugePages: true } } : {}) });
-    const file = vm.createGuestMemfd({ size: 1024 * PAGE, folioSize: isTd ? '4K' : '2M' });
+    const file = vm.createGuestMemfd({ size: 1024 * PAGE, folioSize: '2M' });
     bind(vm, 0, 0, 1024, file.fd);
     vm.setMemoryAttributes({ address: 0, size: 1024 * PAGE, attributes: PRIVATE });
     file.allocate(0, 1024 * PAGE);

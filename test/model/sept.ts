@@ -7,6 +7,8 @@ export interface TdConfig {
   npages: number;
   vcpus: number;
   hugePages: boolean;
+  /** Whether the file has folios of 2M; only such are mapped by 2M. */
+  folios: boolean;
   zap: 'whole-leaf' | 'split-first' | 'split-boundary';
   track: 'per-page' | 'batched';
   localRetry: boolean;
@@ -82,12 +84,16 @@ export class SeptModel {
   blockedTables = new Map<string, number>();
   epoch = 1;
   vcpus: ModelVcpu[];
+  /** The vCPU whose fault is under way: nothing brings it back inside before that ends. */
+  #faulting: ModelVcpu | null = null;
   inject: { leaf: string; status: string; skip: number; times: number } | null = null;
   // guest_memfd.
   resident: boolean[];
   written: boolean[];
   touched: boolean[];
   owned: boolean[];
+  /** By region: allocated as one folio of 2M, and whole still. */
+  isFolio: boolean[];
   /** Calls by leaf function, other counters by name, and `leaf status` for each that failed. */
   counts = new Map<string, number>();
 
@@ -106,6 +112,7 @@ export class SeptModel {
     this.owned = filled(false);
     this.inhibited = Array.from({ length: this.#regions }, () => false);
     this.mirrorTables.k4 = [...this.inhibited];
+    this.isFolio = [...this.inhibited];
     this.septTables.k4 = [...this.inhibited];
     this.vcpus = Array.from({ length: config.vcpus }, () => ({
       inGuest: false,
@@ -388,7 +395,7 @@ export class SeptModel {
   }
   #comeBack(): void {
     if (this.dead) return;
-    for (const vcpu of this.vcpus) if (vcpu.inGuest && !vcpu.inTd) this.#enter(vcpu);
+    for (const vcpu of this.vcpus) if (vcpu.inGuest && !vcpu.inTd && vcpu !== this.#faulting) this.#enter(vcpu);
   }
   #bug(): void {
     this.dead = true;
@@ -514,24 +521,25 @@ export class SeptModel {
   #hugeFits(gfn: number): boolean {
     const region = Math.floor(gfn / REGION);
     const base = region * REGION;
-    if (this.inhibited[region] || base + REGION > this.config.npages) return false;
-    for (let page = base; page < base + REGION; page++) if (!this.isPrivate[page] || !this.resident[page]) return false;
-    return true;
+    if (this.inhibited[region] || base + REGION > this.config.npages || !this.isFolio[region]) return false;
+    return this.isPrivate.slice(base, base + REGION).every(Boolean);
   }
   #allocate(page: number): void {
     if (this.resident[page]) return;
-    this.resident[page] = true;
-    this.#count('gmem_pages_allocated');
+    const region = Math.floor(page / REGION);
+    const base = region * REGION;
+    const isWhole = this.config.folios && base + REGION <= this.config.npages;
+    // A folio comes whole, where nothing is in its way.
+    this.isFolio[region] = isWhole && !this.resident.slice(base, base + REGION).includes(true);
+    const [first, last] = this.isFolio[region] ? [base, base + REGION] : [page, page + 1];
+    this.resident.fill(true, first, last);
+    this.#count('gmem_pages_allocated', last - first);
   }
   /** A private fault at `gfn`; `accept` is the level of the ACCEPT that it came from, 0 if from none. */
   #fault(gfn: number, accept: number): Fault {
     if (!this.isPrivate[gfn] || !this.hasSlot) return 'EFAULT';
     const region = Math.floor(gfn / REGION);
     const base = region * REGION;
-    if (this.config.hugePages && base + REGION <= this.config.npages) {
-      const block = this.resident.slice(base, base + REGION);
-      if (!block.includes(true)) for (let page = base; page < base + REGION; page++) this.#allocate(page);
-    }
     this.#allocate(gfn);
     if (accept === 1 && this.config.hugePages) this.inhibited[region] = true;
     const leaf = this.mirror[gfn];
@@ -560,6 +568,12 @@ export class SeptModel {
     const mapped: MirrorLeaf = { gfn: first, level };
     for (let page = first; page < first + pagesOf(level); page++) this.mirror[page] = mapped;
     return 'fixed';
+  }
+  #faultOf(vcpu: ModelVcpu, gfn: number, accept: number): Fault {
+    this.#faulting = vcpu;
+    const result = this.#fault(gfn, accept);
+    this.#faulting = null;
+    return result;
   }
   #failed(status: string): Fault {
     if (status === BUSY) {
@@ -602,7 +616,7 @@ export class SeptModel {
       }
       this.#exit(vcpu);
       if (!inKvm) vcpu.faults++;
-      const result = this.#fault(gfn, 0);
+      const result = this.#faultOf(vcpu, gfn, 0);
       inKvm = result === 'retry' && this.config.localRetry;
       if (result === 'EFAULT') return 'memory_fault';
       if (result === 'EIO') return 'error';
@@ -629,7 +643,10 @@ export class SeptModel {
             level = 1;
           } else if (status === 'EPT_VIOLATION') {
             this.#exit(vcpu);
-            const result = this.#fault(gfn, level);
+            vcpu.faults++;
+            let result: Fault = 'retry';
+            const tries = this.config.localRetry ? ATTEMPTS : 1;
+            for (let tried = 0; tried < tries && result === 'retry'; tried++) result = this.#faultOf(vcpu, gfn, level);
             if (result === 'EFAULT' || result === 'EIO') throw new Refused(result);
             this.#enter(vcpu);
           } else if (status !== BUSY) {
@@ -711,6 +728,7 @@ export class SeptModel {
       if (this.written[page]) this.#count('private_pages_lost');
       if (this.owned[page]) this.#count('pages_leaked');
       this.resident[page] = false;
+      this.isFolio[Math.floor(page / REGION)] = false;
       this.written[page] = false;
       this.touched[page] = false;
       this.owned[page] = false;

@@ -102,7 +102,7 @@ class Pair {
   readonly #file: ReturnType<Vm['createGuestMemfd']>;
 
   constructor(config: TdConfig) {
-    const { hugePages, zap, track, localRetry, build } = config;
+    const { hugePages, folios, zap, track, localRetry, build } = config;
     this.vm = createVmSync({
       type: 'tdx',
       memory: 2048 * PAGE,
@@ -113,7 +113,7 @@ class Pair {
     });
     this.vm.host.mmap({ kind: 'anon4k', hva: SLOT_HVA, length: NPAGES * PAGE });
     this.vm.enableCap({ cap: 201, args: [1 << 12] });
-    this.#file = this.vm.createGuestMemfd({ size: NPAGES * PAGE });
+    this.#file = this.vm.createGuestMemfd({ size: NPAGES * PAGE, folioSize: folios ? '2M' : '4K' });
     this.#slot(NPAGES);
     this.model = new SeptModel(config);
     this.vm.setMemoryAttributes({ address: 0, size: 800 * PAGE, attributes: 8 });
@@ -344,6 +344,7 @@ function play(config: TdConfig, commands: Command[]): void {
 const configs = fc.record({
   npages: fc.constant(NPAGES),
   vcpus: fc.constant(VCPUS),
+  folios: fc.constantFrom(true, true, false),
   zap: fc.constantFrom('whole-leaf' as const, 'split-first' as const, 'split-boundary' as const),
   track: fc.constantFrom('per-page' as const, 'per-page' as const, 'batched' as const),
   localRetry: fc.boolean(),
