@@ -421,9 +421,12 @@ export function staleSharedLeafs(): f64 {
           const run = attributesRunEnd(gfn, end - bits);
           // A leaf counts once if any gfn of it is private.
           if (isPrivateGfn(gfn)) {
-            stale += (run + pages - 1) / pages - gfn / pages;
+            const behind = (run + pages - 1) / pages;
+            stale += behind - gfn / pages;
+            gfn = behind * pages;
+          } else {
+            gfn = run;
           }
-          gfn = run;
         }
       }
       key = end;

@@ -2,6 +2,7 @@
 // Mirrors: arch/x86/kvm/mmu/mmu.c (kvm_mmu_page_fault, fast_page_fault, kvm_arch_vcpu_pre_fault_memory),
 // virt/kvm/kvm_main.c (kvm_vcpu_pre_fault_memory)
 
+import { attributesRunEnd } from './attributes';
 import {
   C_PF_EMULATE,
   C_PF_FAST,
@@ -222,11 +223,14 @@ function isAsAttribute(privateMode: u32, gfn: u64): bool {
   return (privateMode != 0) == memIsPrivate(gfn);
 }
 
+/** Whether an access of an SNP guest is private: by its C-bit, which of mode 2 is as the attribute says. */
+function isSnpPrivate(privateMode: u32, gfn: u64): bool {
+  return ctl.vmType == VM_SNP && (privateMode == 2 ? memIsPrivate(gfn) : privateMode != 0);
+}
+
 /** A write on a present leaf that may become writable without mmu_lock. Mirrors: fast_page_fault() */
 function fastPageFault(vcpu: Vcpu, root: Root, gfn: u64, flags: u32, level: i32): bool {
   if ((flags & MMU_WRITABLE) == 0) return false;
-  // A leaf of the other kind than the attribute is not for the fast path.
-  if (hasPrivateMem() && ((flags & KIND) != 0) != memIsPrivate(gfn)) return false;
   const slot = gfnToMemslot(vcpu.asId, gfn);
   const logged = slot !== null && (slot.flags & MEM_LOG_DIRTY_PAGES) != 0;
   if (level > 1 && logged) return false;
@@ -298,7 +302,7 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
       const level = atLevel;
       present = (flags & PRESENT) != 0;
       if (present && accessAllowed(flags, access)) {
-        if (ctl.vmType == VM_SNP && (flags & KIND) != 0) {
+        if ((flags & KIND) != 0 && isSnpPrivate(privateMode, gfn)) {
           const verdict = rmpCheck(gfn, gfn + 1, level);
           if (verdict == RMP_NOT_VALIDATED) return exitWith(EXIT_VC, 8, 0);
           if (verdict == RMP_FAULTS) {
@@ -319,7 +323,8 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
           tdxVcpuExit(vcpu);
           continue;
         }
-        stale = mmioStage(vcpu, root, gfn);
+        // A private access of an SNP guest is never MMIO.
+        if (!isSnpPrivate(privateMode, gfn)) stale = mmioStage(vcpu, root, gfn);
         if (stale == MMIO_EXIT) return exitWith(EXIT_MMIO, 0, 0);
       }
       count(C_PF_TAKEN, 1);
@@ -410,8 +415,12 @@ function touchRun(vcpu: Vcpu, gfn: u64, limit: f64, access: u32, privateMode: u3
   let end = min(atEnd - bits, endGfnOf(slot));
   if (<f64>(end - gfn) > limit) end = gfn + <u64>limit;
   if (ctl.vmType == VM_SNP && (flags & KIND) != 0) {
-    if (rmpCheck(gfn, end, atLevel) != RMP_PASSES) return 0;
-    end = rmpCheckedEnd;
+    const level = atLevel;
+    if (privateMode == 2) end = attributesRunEnd(gfn, end);
+    if (isSnpPrivate(privateMode, gfn)) {
+      if (rmpCheck(gfn, end, level) != RMP_PASSES) return 0;
+      end = rmpCheckedEnd;
+    }
   }
   const write = access == ACCESS_WRITE;
   if (root.kind == ROOT_DIRECT) {

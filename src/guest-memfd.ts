@@ -74,7 +74,10 @@ export class GuestMemfd {
     this.#vm.gmemHostAccess(this.fd, this.#serial, args.offset, args.length);
   }
 
-  /** Someone else takes a reference of page `pageIndex`'s folio. @throws {KvmError} EINVAL beyond the file; ENOENT: not allocated */
+  /**
+   * Someone else takes a reference of page `pageIndex`'s folio. Not counted: one drop ends any number of them.
+   * @throws {KvmError} EINVAL beyond the file; ENOENT: not allocated
+   */
   elevateRefcount(pageIndex: number): void {
     this.#vm.gmemPin(this.fd, this.#serial, integer(pageIndex, 'pageIndex', 0, 2 ** 52 - 1), true);
   }

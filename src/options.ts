@@ -43,7 +43,8 @@ export interface CreateVmOptions {
   td?: TdOptions;
   /**
    * An SNP guest's accesses also meet the gpa and the validated bit of the RMP entry, as in hardware: the guest must
-   * pvalidate() a private page before it touches it. Default false. The level is always met.
+   * pvalidate() a private page before it touches it. Default false. The level is always met. Only private accesses through
+   * private leaves meet the RMP.
    */
   rmpChecks?: boolean;
   /**
