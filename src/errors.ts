@@ -92,7 +92,7 @@ export function errorOf(status: number, call: string, values: Readonly<Record<st
   if (status === STATUS_DESTROYED) return said('EBADF', 'the VM was destroyed');
   if (status === STATUS_NO_HANDLE) return said('EINVAL', 'no such vCPU, fault or root');
   const code = errnoName(-status);
-  return said(code, WHY[code] ?? 'refused');
+  return said(code, WHY_OF[call]?.[code] ?? WHY[code] ?? 'refused');
 }
 
 /** `error`, of one part of a call for `count`, where `done` were done before it. */
@@ -119,6 +119,23 @@ const WHY: Readonly<Record<string, string>> = {
   ENODEV: 'the file cannot be mapped: create it with flag MMAP (1)',
   ENOTTY: 'there is no such ioctl under this filterForm',
   EAGAIN: 'someone else holds a reference of the folio at errorOffset',
+};
+
+/** Where a call means something else by an errno. */
+const WHY_OF: Readonly<Record<string, Readonly<Record<string, string>>>> = {
+  accept: {
+    EBUSY: 'the module was busy at each try',
+    EFAULT: 'the gfn is not private, or no guest_memfd backs it',
+    EINTR: 'an invalidation of the gfn is open: the fault would be retried until it ends',
+    EIO: 'the VM is dead, or the module refused',
+  },
+  initMemRegion: {
+    EBUSY: 'the module was busy, or an invalidation of the gfn is open',
+    EEXIST: 'a page was added before',
+    EINTR: 'a signal came after `signalAfter` pages',
+    EIO: 'the VM is dead, or the module refused',
+  },
+  madvise: { ENOMEM: 'a part of the range is not mapped, or there would be too many areas' },
 };
 
 /** Throws the error of a negative status; returns any other. */

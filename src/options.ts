@@ -77,6 +77,47 @@ const OWN_FORM: Readonly<Record<KernelProfile, FilterForm>> = {
   'linux-6.16': 'attr-filter',
 };
 
+/** What each object may hold, so that a misspelt option is no default. */
+const OPTION_NAMES: Readonly<Record<keyof CreateVmOptions, true>> = {
+  type: true,
+  kernel: true,
+  filterForm: true,
+  memory: true,
+  vcpus: true,
+  maxphyaddr: true,
+  gpaw: true,
+  quirks: true,
+  nxHugePages: true,
+  eagerPageSplit: true,
+  mmioCaching: true,
+  hugepageGuard: true,
+  septVeDisable: true,
+  td: true,
+  rmpChecks: true,
+  gmemInvalidateFilter: true,
+  traceRecords: true,
+  wasm: true,
+  stepsWasm: true,
+  debug: true,
+};
+const QUIRK_NAMES: Readonly<Record<keyof Required<CreateVmOptions>['quirks'], true>> = { slotZapAll: true };
+const TD_NAMES: Readonly<Record<keyof TdOptions, true>> = {
+  build: true,
+  hugePages: true,
+  zap: true,
+  track: true,
+  localRetry: true,
+  packages: true,
+};
+/** @throws {TypeError} naming a key of `value` that is not one of `names`, unless it is undefined */
+function named(value: object, name: string, names: Readonly<Record<string, true>>): void {
+  for (const [key, held] of Object.entries(value)) {
+    if (held !== undefined && !Object.hasOwn(names, key)) {
+      throw new TypeError(`${name} has no "${key}": it must be one of ${Object.keys(names).join(', ')}`);
+    }
+  }
+}
+
 const MIB = 1024 * 1024;
 /** A Wasm memory of 32-bit addresses ends here. */
 const MEMORY_MAX = 65536 * 65536;
@@ -98,6 +139,7 @@ function resolveTd(td: TdOptions): Required<TdOptions> {
  */
 export function resolve(options: CreateVmOptions): ResolvedOptions {
   object(options, 'options');
+  named(options, 'options', OPTION_NAMES);
   if (options.memory === undefined) throw new TypeError('memory is missing: the capacity in bytes of all memslots');
   const [low, high] = halvesOf(options.memory, 'memory');
   const memory = BigInt(low) + (BigInt(high) << 32n);
@@ -107,9 +149,12 @@ export function resolve(options: CreateVmOptions): ResolvedOptions {
   const kernel = oneOf(options.kernel ?? 'rfc-v4', 'kernel', KERNELS);
   const gpaw = options.gpaw ?? 48;
   if (gpaw !== 48 && gpaw !== 52) throw new RangeError(`gpaw is ${String(gpaw)}: it must be 48 or 52`);
-  if (options.quirks !== undefined) object(options.quirks, 'quirks');
+  const quirks = options.quirks ?? {};
+  object(quirks, 'quirks');
+  named(quirks, 'quirks', QUIRK_NAMES);
   const td = options.td ?? {};
   object(td, 'td');
+  named(td, 'td', TD_NAMES);
   if (options.td !== undefined && options.type !== 'tdx') {
     throw new RangeError(`td is given, and type is ${String(options.type ?? 'default')}: it must be tdx`);
   }
@@ -125,7 +170,7 @@ export function resolve(options: CreateVmOptions): ResolvedOptions {
     vcpus: integer(options.vcpus ?? 1, 'vcpus', 1, 4096),
     maxphyaddr: integer(options.maxphyaddr ?? 52, 'maxphyaddr', 36, 52),
     gpaw,
-    quirks: { slotZapAll: flag(options.quirks?.slotZapAll, 'quirks.slotZapAll', true) },
+    quirks: { slotZapAll: flag(quirks.slotZapAll, 'quirks.slotZapAll', true) },
     nxHugePages: flag(options.nxHugePages, 'nxHugePages', false),
     eagerPageSplit: flag(options.eagerPageSplit, 'eagerPageSplit', true),
     mmioCaching: flag(options.mmioCaching, 'mmioCaching', true),

@@ -307,7 +307,7 @@ export class Vcpu {
    * KVM_TDX_INIT_MEM_REGION, while the TD is built: adds `pages` pages from `gpa` on with the content at `source` (an hva;
    * what it holds is not simulated), measured or not. A signal is pending after `signalAfter` pages (default: none).
    * @throws {KvmError} EINVAL: no TD, finalized, misaligned, empty, wrapping, shared, no guest_memfd, not private; EEXIST: a
-   *   page is there already; EINTR, EBUSY: `left` is what the kernel leaves in the struct
+   *   page is there already; EINTR, EBUSY. Its `left` is what the kernel leaves in the struct
    */
   initMemRegion(args: { gpa: U64; pages: U64; source?: U64; measure?: boolean; signalAfter?: number }): void {
     object(args, 'args');

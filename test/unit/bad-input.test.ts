@@ -896,6 +896,14 @@ describe('createVm() and createVmSync()', () => {
     ]),
   ];
   test.each([
+    [{ vcpu: 2 }, /^options has no "vcpu": it must be one of type, kernel, .*, vcpus, .*, debug$/],
+    [{ quirks: { slotZapall: true } }, /^quirks has no "slotZapall": it must be one of slotZapAll$/],
+    [{ type: 'tdx', td: { hugepages: true } }, /^td has no "hugepages": it must be one of build, hugePages, zap/],
+  ])('refuse a misspelt option: %j', (options, message) => {
+    expect(() => createVmSync({ memory: PAGE, ...options } as CreateVmOptions)).toThrow(message);
+    expect(() => createVmSync({ memory: PAGE, nothing: undefined } as CreateVmOptions)).not.toThrow();
+  });
+  test.each([
     ['build', 1, /^td.build is 1: it must be a boolean/],
     ['hugePages', 'yes', /^td.hugePages is yes: it must be a boolean/],
     ['zap', 'all', /^td.zap is "all": it must be one of whole-leaf, split-first, split-boundary/],

@@ -28,6 +28,16 @@ describe('errorOf()', () => {
     expect(error.message).toMatch(new RegExp(`^punchHole\\(offset 0x1000\\): ${code}: ${why}`));
   });
 
+  test.each([
+    ['initMemRegion', -17, 'EEXIST: a page was added before'],
+    ['initMemRegion', -22, 'EINVAL: KVM refuses these arguments'],
+    ['accept', -16, 'EBUSY: the module was busy at each try'],
+    ['madvise', -12, 'ENOMEM: a part of the range is not mapped'],
+    ['madvise', -5000, 'ENOMEM: the VM would outgrow its memory'],
+  ])('%s says what it means by status %i', (call, status, why) => {
+    expect(errorOf(status, call, {}).message).toContain(`${call}(): ${why}`);
+  });
+
   test('an errno without a name shows its number', () => {
     expect(errnoName(22)).toBe('EINVAL');
     expect(errnoName(99)).toBe('errno 99');
