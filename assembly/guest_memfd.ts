@@ -190,7 +190,8 @@ export function gmemInvalidateBegin(file: u32, start: u64, end: u64, selector: u
       let piece = first;
       while (piece < after) {
         const next = pieceEnd(piece, after - 1);
-        if (piece < end && next > start) {
+        // Where a leaf could not be split the rest is left alone: the operation is refused.
+        if (piece < end && next > start && ctl.splitFailed == 0) {
           if (!met) {
             met = true;
             count(C_LOCK_SECTIONS, 1);

@@ -221,6 +221,20 @@ describe('td.hugePages', () => {
   });
 });
 
+test('a hole that cannot split a 2M leaf goes no further, however many pieces the binding has', () => {
+  const vm = makeVm({ type: 'tdx', memory: 1100 * PAGE, td: { hugePages: true, zap: 'split-first' } });
+  const file = vm.createGuestMemfd({ size: 1100 * PAGE });
+  const region = { slot: 0, flags: 4, guestPhysAddr: 0, memorySize: 1100 * PAGE, userspaceAddr: hvaOfSlot(0) };
+  vm.setUserMemoryRegion2({ ...region, guestMemfd: file.fd });
+  set(vm, 0, 1100 * PAGE, PRIVATE);
+  vm.vcpus[0].accept({ gpa: 0, size: 2 * MIB, level: 2 });
+  vm.tdx.injectStatus({ leaf: 'TDH.MEM.RANGE.BLOCK', status: 'TDX_OPERAND_BUSY', times: 2 });
+  const calls = ['TDH.MEM.RANGE.BLOCK', 'TDH.MEM.PAGE.DEMOTE', 'lock_sections'] as const;
+  const moved = counted(vm, calls, () => expect(() => file.punchHole(0, 1089 * PAGE)).toThrow('EIO'));
+  expect(moved).toMatchObject({ 'TDH.MEM.RANGE.BLOCK': 2, 'TDH.MEM.PAGE.DEMOTE': 0 });
+  expect(vm.dead).toBe(true);
+});
+
 test('a move to gfns that no root can map waits for notifiers like any other, and zaps nothing', () => {
   const vm = makeTd({}, 'anon4k', [{ startGfn: 2 ** 20, npages: 256 }]);
   const slot = { slot: 1, memorySize: MIB, userspaceAddr: hvaOfSlot(1) };
