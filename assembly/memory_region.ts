@@ -16,6 +16,7 @@ import {
   VM_DEFAULT,
 } from './control';
 import { applyDirtyFlags, prepareDirtyBitmap } from './dirty_log';
+import { faultIsBegun } from './faults';
 import { bindAttributes, unbindAttributes, wantBoundAttributes, wantUnbindAttributes } from './gmem_attributes';
 import { gmemCheckBind } from './guest_memfd';
 import { MEMSLOT_BYTES, USER_MEM_SLOTS } from './layout';
@@ -38,7 +39,6 @@ import {
   unlinkSlot,
 } from './memslots';
 import { unmapGfnRange } from './mmu';
-import { faultIsBegun } from './page_fault';
 import { freeSubtree } from './page_table';
 import { PAUSE_SLOT_INVALID, pausePoint } from './pause';
 import { EBUSY, EEXIST, EINVAL, STATUS_CAPACITY, STATUS_SLOTS_FULL } from './status';

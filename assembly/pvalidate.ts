@@ -7,9 +7,10 @@
 
 import { C_PAGES_VALIDATED, C_PF_FIXED, C_PF_SPURIOUS, C_PF_TAKEN, count, ctl, VM_SNP } from './control';
 import { pagesOf } from './entry';
+import { scratchFault } from './faults';
 import { gmemAt } from './gmems';
 import { endGfnOf, gfnToMemslot, Memslot } from './memslots';
-import { faultAtOnce, initFault, RET_PF_MEMORY_FAULT, reserveFault, scratchFault } from './page_fault';
+import { faultAtOnce, initFault, RET_PF_MEMORY_FAULT, reserveFault } from './page_fault';
 import { atEnd, atFlags, atLevel } from './page_table';
 import { RMP_2M, RMP_ASSIGNED, rmpFlags, rmpGfn, rmpRunEnd, rmpValidate } from './rmp';
 import { ACCESSED, KIND, PRESENT } from './spte';

@@ -30,10 +30,10 @@ import {
   SEPT_TREE,
 } from './control';
 import { pagesOf } from './entry';
+import { vcpuFaults } from './faults';
 import { gmemAt, PAGE_OWNED, PAGE_RESIDENT, PAGE_TOUCHED, PAGE_WRITTEN, PAGES_LEVEL, pagesTree } from './gmems';
 import { lossOfContent, lossPossible } from './losses';
 import { BY_GFN, endGfnOf, firstPlaceByGfn, gfnToMemslot, Memslot, slotAtPlace, slotCount } from './memslots';
-import { vcpuFaults } from './page_fault';
 import { atEnd, atFlags, atLevel, treeAt, treeCount, treeFlags, treeModify, treeRunEnd, treeSet } from './page_table';
 import {
   CACHE_WB,
@@ -144,6 +144,11 @@ export function tdxAcceptEnd(vcpu: Vcpu): u32 {
 
 /** vcpu.eptFaults while TDH.VP.ENTER looks at faulting gpas with the tree to itself. */
 export const ENTERING: u32 = 0x80000000;
+
+/** An EPT fault from which the guest comes back to the same instruction: what zero-step mitigation counts. */
+export function tdxNoProgress(vcpu: Vcpu): void {
+  if (vcpu.eptFaults < 1000) vcpu.eptFaults++;
+}
 
 function leaveTd(vcpu: Vcpu): void {
   if (vcpu.acceptLevel != 0) tdxAcceptEnd(vcpu);

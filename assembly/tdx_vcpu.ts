@@ -12,11 +12,12 @@ import {
   VM_TDX,
 } from './control';
 import { pagesOf } from './entry';
+import { scratchFault } from './faults';
 import { gmemAt, PAGE_OWNED, PAGE_TOUCHED, PAGES_LEVEL, pagesTree } from './gmems';
 import { mmuInvalidateRetryGfn } from './invalidate';
 import { memIsPrivate } from './mem_attributes';
 import { endGfnOf, gfnToMemslot, Memslot } from './memslots';
-import { faultAtOnce, initFault, RET_PF_MEMORY_FAULT, reserveFault, scratchFault } from './page_fault';
+import { faultAtOnce, initFault, RET_PF_MEMORY_FAULT, reserveFault } from './page_fault';
 import { atEnd, atFlags, atLevel, treeAt, treeFlags, treeRunEnd } from './page_table';
 import { EBUSY, EEXIST, EINTR, EINVAL, EIO, ENOMEM, STATUS_CAPACITY, STATUS_NO_HANDLE } from './status';
 import { RET_PF_FIXED, RET_PF_RETRY, RET_PF_SPURIOUS } from './tdp_mmu';
@@ -24,6 +25,7 @@ import {
   ENTERING,
   tdxAcceptEnd,
   tdxAcceptedContent,
+  tdxNoProgress,
   tdxPageAdd,
   tdxPageAddRun,
   tdxTerminate,
@@ -164,7 +166,7 @@ function acceptAlike(gfn: u64, endGfn: u64, level: i32): u64 {
 /** TD exit "EPT violation, accept": KVM maps the page of at most the level asked for. Returns 0 or -errno. */
 function acceptViolation(index: u32, vcpu: Vcpu, gfn: u64, endGfn: u64, level: i32): i32 {
   tdxVcpuExit(vcpu);
-  if (vcpu.eptFaults < 1000) vcpu.eptFaults++;
+  tdxNoProgress(vcpu);
   const fault = scratchFault();
   let result = RET_PF_RETRY;
   // KVM tries private faults again by itself, unless an invalidation of the gfn keeps them from ending.

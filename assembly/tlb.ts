@@ -3,7 +3,7 @@
 // Mirrors: virt/kvm/kvm_main.c (kvm_flush_remote_tlbs), arch/x86/kvm/mmu/mmu.c (kvm_flush_remote_tlbs_range)
 
 import { C_REMOTE_TLB_FLUSH, C_REMOTE_TLB_FLUSH_REQUESTS, C_TLB_FLUSH, count, ctl, VM_TDX } from './control';
-import { vcpuFaults } from './page_fault';
+import { vcpuFaults } from './faults';
 import { EV_FLUSH, EV_FLUSH_RANGE, EV_REQ, trace, trace2 } from './trace';
 import { Vcpu, vcpuAt } from './vcpus';
 

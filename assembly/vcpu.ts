@@ -20,6 +20,7 @@ import {
   VM_TDX,
 } from './control';
 import { markPageDirty } from './dirty_log';
+import { Fault, faultAt, scratchFault } from './faults';
 import { gmemContentWritten } from './guest_memfd';
 import { FAULTS_MAX } from './layout';
 import { memIsPrivate } from './mem_attributes';
@@ -27,8 +28,6 @@ import { endGfnOf, gfnToMemslot, MEM_LOG_DIRTY_PAGES } from './memslots';
 import {
   ACCESS_WRITE,
   accessAllowed,
-  Fault,
-  faultAt,
   faultAtOnce,
   faultBegin,
   faultFinish,
@@ -38,7 +37,6 @@ import {
   RET_PF_MEMORY_FAULT,
   reserveFault,
   reservesAnyFault,
-  scratchFault,
 } from './page_fault';
 import { atEnd, atEntry, atFlags, atLevel, flagsIn, treeAt, treeEntryNear } from './page_table';
 import { handleRmpFault, pscWaits, RMP_FAULTS, RMP_NOT_VALIDATED, RMP_PASSES, rmpCheck, rmpCheckedEnd } from './sev';
@@ -67,7 +65,7 @@ import {
   tdpMmuSideCode,
   tdpMmuWalk,
 } from './tdp_mmu';
-import { tdxVcpuEnter, tdxVcpuExit } from './tdx';
+import { tdxNoProgress, tdxVcpuEnter, tdxVcpuExit } from './tdx';
 import {
   SEPT_BLOCKED,
   SEPT_PENDING,
@@ -339,7 +337,7 @@ function accessOnce(vcpuIndex: u32, vcpu: Vcpu, gfn: u64, access: u32, privateMo
     }
     if (isTd) {
       tdxVcpuExit(vcpu);
-      if (mirrored && !inKvm && vcpu.eptFaults < 1000) vcpu.eptFaults++;
+      if (mirrored && !inKvm) tdxNoProgress(vcpu);
     }
     const fault = scratchFault();
     initFault(fault, vcpuIndex, gfn, access, stale == MMIO_STALE ? 0 : privateMode, false);
@@ -643,7 +641,7 @@ function backInside(fault: Fault, result: i32): void {
   const vcpu = vcpuAt(fault.vcpu);
   if (ctl.vmType != VM_TDX || vcpu.inGuest == 0 || ctl.dead != 0) return;
   const stuck = result == RET_PF_RETRY && fault.isPrivate != 0 && ctl.zeroStepLocalRetry == 0;
-  if (stuck && vcpu.eptFaults < 1000) vcpu.eptFaults++;
+  if (stuck) tdxNoProgress(vcpu);
   tdxVcpuEnter(vcpu);
 }
 

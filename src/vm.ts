@@ -1237,7 +1237,8 @@ export class Vm {
 
   /**
    * A copy of all of the VM's state: header, then the used prefix of each region. Two VMs that did the same in the same
-   * way have the same bytes; one that ran in pieces may hold other bytes in memory that is free. Restorable by this version only, into a VM created alike.
+   * way have the same bytes; one that ran in pieces may hold other bytes in memory that is free. Restorable by this
+   * version only, into a VM created alike.
    */
   snapshot(): Uint8Array {
     if (this.#fault !== undefined) throw this.#fault;
