@@ -2,7 +2,7 @@
 
 import { readFileSync } from 'node:fs';
 import Table from 'cli-table3';
-import type { Row } from './rows.ts';
+import { type Row, UsageError } from './rows.ts';
 import { sizeOf, timeOf } from './table.ts';
 
 const keyOf = (row: Row) =>
@@ -19,9 +19,14 @@ const keyOf = (row: Row) =>
   ].join('|');
 
 function rowsOf(file: string): Row[] {
-  const { rows } = JSON.parse(readFileSync(file, 'utf8')) as { rows?: Row[] };
-  if (!Array.isArray(rows)) throw new Error(`${file} holds no rows of a bench`);
-  return rows;
+  let read: { rows?: Row[] } | null;
+  try {
+    read = JSON.parse(readFileSync(file, 'utf8'));
+  } catch (error) {
+    throw new UsageError(`${file} cannot be read: ${(error as Error).message}`);
+  }
+  if (!Array.isArray(read?.rows)) throw new UsageError(`${file} holds no rows of a bench`);
+  return read.rows;
 }
 
 /** A table of the rows that both files have; a change within both spreads is left out unless a goal changed. */

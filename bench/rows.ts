@@ -127,6 +127,9 @@ export interface BenchContext {
 }
 export type Bench = (context: BenchContext) => Promise<Row[]>;
 
+/** A call that cannot be carried out: the message says all there is to say. */
+export class UsageError extends Error {}
+
 // --- Statistics ------------------------------------------------------------------------------------------------------
 
 /** The value at `part` (0 to 1) of sorted values, between neighbours in proportion. */

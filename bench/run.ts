@@ -7,7 +7,7 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { cpus, tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
-import { parseArgs } from 'node:util';
+import { Argument, Command, CommanderError, InvalidArgumentError } from 'commander';
 import calls from './calls.bench.ts';
 import { compare } from './compare.ts';
 import convert from './convert.bench.ts';
@@ -15,7 +15,7 @@ import doors from './doors.bench.ts';
 import growth from './growth.bench.ts';
 import { compileNative } from './peers/native.ts';
 import ranges from './ranges.bench.ts';
-import type { Bench, Row } from './rows.ts';
+import { type Bench, type Row, UsageError } from './rows.ts';
 import scale from './scale.bench.ts';
 import start from './start.bench.ts';
 import { goalsOf, tableOf } from './table.ts';
@@ -49,36 +49,70 @@ function rowsOfProcess(name: string, { quick, guest }: { quick: boolean; guest?:
   }
 }
 
+interface Options {
+  quick?: boolean;
+  guest?: string;
+  json?: string;
+  compare?: boolean;
+}
+
+/** What the command line asks for; undefined where it asked for help, which is printed. */
+function parsed(): { questions: string[]; options: Options } | undefined {
+  const names = Object.keys(BENCHES).join(', ');
+  const command = new Command('npm run bench --')
+    .description('Times the engine against its peers, prints the table and which goals were met.')
+    .addArgument(new Argument('[question...]', `${names}; all if none is named. With --compare: two files of rows`))
+    .option('--quick', 'small guests, under a minute; judges no goal')
+    .option('--guest <gib>', 'of the question ranges, guests of this size only', (value) => {
+      if (!(Number(value) > 0)) throw new InvalidArgumentError('It must be a number of GiB.');
+      return value;
+    })
+    .option('--json <file>', 'write the rows, with machine and commit')
+    .option('--compare', 'print what changed between two such files')
+    .helpOption('-h, --help', 'print this help')
+    .addHelpText(
+      'after',
+      '\nExit codes: 0 done, 1 a goal was missed, 2 the call was wrong or the run not to be believed.',
+    )
+    .exitOverride()
+    .configureOutput({ writeErr: () => {} });
+  try {
+    command.parse();
+  } catch (error) {
+    if (!(error instanceof CommanderError)) throw error;
+    if (error.exitCode === 0) return undefined;
+    throw new UsageError(error.message.replace(/^error: /, ''));
+  }
+  const options = command.opts<Options>();
+  const questions = command.args;
+  if (options.compare) {
+    if (questions.length !== 2) throw new UsageError('--compare takes two files: npm run bench -- --compare OLD NEW');
+  } else {
+    const unknown = questions.find((name) => !(name in BENCHES));
+    if (unknown !== undefined) throw new UsageError(`there is no question '${unknown}'; there are ${names}`);
+  }
+  return { questions, options };
+}
+
 /** Returns the exit code: 1 where a goal is missed. Throws where the bench itself cannot be believed. */
 export async function main(): Promise<number> {
-  const { values, positionals } = parseArgs({
-    allowPositionals: true,
-    options: {
-      quick: { type: 'boolean' },
-      guest: { type: 'string' },
-      json: { type: 'string' },
-      compare: { type: 'boolean' },
-    },
-  });
+  const asked = parsed();
+  if (asked === undefined) return 0;
+  const { questions, options } = asked;
   const say = (line: string) => void process.stderr.write(`  ${line}\n`);
-  if (values.compare) {
-    if (positionals.length !== 2) throw new Error('usage: npm run bench -- --compare OLD NEW');
-    process.stdout.write(`${compare(positionals[0], positionals[1])}\n`);
+  if (options.compare) {
+    process.stdout.write(`${compare(questions[0], questions[1])}\n`);
     return 0;
   }
-  for (const name of positionals) {
-    if (!(name in BENCHES)) throw new Error(`there is no bench '${name}': ${Object.keys(BENCHES).join(', ')}`);
-  }
-  const quick = values.quick ?? false;
-  const guestBytes = values.guest === undefined ? undefined : Number(values.guest) * 2 ** 30;
-  if (guestBytes !== undefined && !(guestBytes > 0)) throw new Error(`--guest is ${values.guest}: it must be GiB`);
-  const names = Object.keys(BENCHES).filter((name) => positionals.length === 0 || positionals.includes(name));
+  const quick = options.quick ?? false;
+  const guestBytes = options.guest === undefined ? undefined : Number(options.guest) * 2 ** 30;
+  const names = Object.keys(BENCHES).filter((name) => questions.length === 0 || questions.includes(name));
   const rows: Row[] = [];
   if (names.length === 1) {
     process.stderr.write(`${names[0]}\n`);
     rows.push(...(await BENCHES[names[0]]({ quick, guestBytes, native: compileNative(), say })));
   } else {
-    for (const name of names) rows.push(...rowsOfProcess(name, { quick, guest: values.guest }));
+    for (const name of names) rows.push(...rowsOfProcess(name, { quick, guest: options.guest }));
   }
   const found = machine();
   process.stdout.write(`${tableOf(rows)}\n\n${goalsOf(rows)}\n`);
@@ -87,8 +121,8 @@ export async function main(): Promise<number> {
       .map(([key, value]) => `${key} ${value}`)
       .join(', ')}\n`,
   );
-  if (values.json !== undefined)
-    writeFileSync(values.json, `${JSON.stringify({ machine: found, quick, rows }, undefined, 1)}\n`);
+  if (options.json !== undefined)
+    writeFileSync(options.json, `${JSON.stringify({ machine: found, quick, rows }, undefined, 1)}\n`);
   const missed = rows.filter(({ met }) => met === false);
   if (missed.length > 0)
     process.stdout.write(`${missed.length} rows miss their goal${quick ? ' (a quick run judges none)' : ''}\n`);
