@@ -187,6 +187,14 @@ export function release(sizeClass: i32, block: u32): void {
   store<u32>(countPtr, depth + 1);
 }
 
+/** Where the next free block of a class goes: for releases one after the other, which releasedTo() ends. */
+export function freeTop(sizeClass: i32): usize {
+  return <usize>load<u32>(stackBasePtr(sizeClass)) + ((<usize>load<u32>(stackCountPtr(sizeClass))) << 2);
+}
+export function releasedTo(sizeClass: i32, top: usize): void {
+  store<u32>(stackCountPtr(sizeClass), <u32>((top - <usize>load<u32>(stackBasePtr(sizeClass))) >> 2));
+}
+
 /** `blocks` blocks that were never used; 0xffffffff if the arena has no more. */
 function fresh(blocks: u32): u32 {
   const next = ctl.arenaNext;

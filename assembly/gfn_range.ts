@@ -246,10 +246,9 @@ function findEntries(root: Root, startsPtr: usize, foundPtr: usize, ranges: u32,
     const entry: usize = levelThree == 0 ? 0 : zapEntryAt(levelThree, gfn | bits, isWhole);
     store<u32>(foundPtr + ((<usize>index) << 2), <u32>entry);
   }
-  if (isWhole) return;
   for (let index: u32 = 0; index < ranges; index++) {
     const table = <usize>load<u32>(foundPtr + ((<usize>index) << 2));
-    if (table != 0) zapEntryTouch(table, gfnOf(load<f64>(startsPtr + ((<usize>index) << 3))));
+    if (table != 0) zapEntryTouch(table, gfnOf(load<f64>(startsPtr + ((<usize>index) << 3))), isWhole);
   }
 }
 

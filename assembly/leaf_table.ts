@@ -3,12 +3,13 @@
 // A block of 256 bytes holds two pairs of planes, bits 0 and 2 of the group and bits 1 and 3, each pair word by word: of a
 // page, presence and A are in one cache line.
 
-import { allocatePlane, allocateQuad, release } from './blocks';
+import { allocatePlane, allocateQuad, freeTop, release, releasedTo } from './blocks';
 import {
   blockPtr,
   COUNTED_BIT,
   COUNTED_SHIFT,
   descriptor,
+  ENTRY_BYTES,
   flagsOf,
   isSingle,
   LT,
@@ -98,9 +99,12 @@ export function valueWord(entryPtr: usize, bit: u32, word: i32): u64 {
   return (desc >> (8 + bit)) & 1 ? ~(<u64>0) : 0;
 }
 
+/** What a leaf table keeps in its counts, whatever becomes of its keys. */
+const KEPT: u32 = SIDE_MASK | MARK | MARK_TRACKED;
+
 /** An empty leaf table that keeps its side records and its mark. */
 function emptyLeafTable(entryPtr: usize): void {
-  const keep = load<u32>(entryPtr, 8) & (SIDE_MASK | MARK | MARK_TRACKED);
+  const keep = load<u32>(entryPtr, 8) & KEPT;
   releasePlanes(entryPtr);
   store<u64>(entryPtr, descriptor(LT, 1, 0));
   store<u64>(entryPtr, keep, 8);
@@ -153,7 +157,7 @@ export function ltFlags(entryPtr: usize, index: i32): u32 {
 
 /** Sets keys [from, to) of a leaf table present with `flags`. */
 export function ltSet(entryPtr: usize, from: i32, to: i32, flags: u32): void {
-  const keep = load<u32>(entryPtr, 8) & (SIDE_MASK | MARK | MARK_TRACKED);
+  const keep = load<u32>(entryPtr, 8) & KEPT;
   if (from == 0 && to == 512) {
     releasePlanes(entryPtr);
     setUniform(entryPtr, 2, 1, flags);
@@ -223,17 +227,60 @@ export function ltAdd(entryPtr: usize, index: i32, flags: u32): void {
   store<u32>(entryPtr, counts + 1 + (flags & COUNTED_BIT ? 1 << 10 : 0), 8);
 }
 
-/** Makes every key of a leaf table absent. Returns how many were present. */
-export function ltEmpty(entryPtr: usize): u32 {
-  const present = presentCount(entryPtr);
-  if (present != 0) emptyLeafTable(entryPtr);
-  return present;
+/** Of ltReleaseRun(): keys that were present, and what any of the leaf tables keeps. */
+export let releasedKeys: u64 = 0;
+export let releasedKeeps: u32 = 0;
+
+/**
+ * Frees the planes of the leaf tables from the entry at `first` on, up to `end` or an entry that is none, and returns which.
+ * The entries are as they were: they go with their table, or ltEmptyReleased() comes next.
+ */
+export function ltReleaseRun(first: usize, end: usize): usize {
+  let planes = freeTop(CLASS_PLANE);
+  let quads = freeTop(CLASS_QUAD);
+  let keys: u64 = 0;
+  let keeps: u32 = 0;
+  let at = first;
+  for (; at < end; at += ENTRY_BYTES) {
+    const desc = load<u32>(at);
+    if ((desc & 7) != LT) break;
+    const counts = load<u32>(at, 8);
+    keeps |= counts;
+    keys += <u64>(counts & 0x3ff);
+    for (let groups = desc >> 24, block = at; groups != 0; groups >>= 4, block += 8) {
+      const group = groups & 15;
+      if (!isSingle(group)) {
+        store<u32>(quads, load<u32>(block, 4));
+        quads += 4;
+      } else if (group != 0) {
+        store<u32>(planes, load<u32>(block, 4));
+        planes += 4;
+      }
+    }
+  }
+  releasedTo(CLASS_PLANE, planes);
+  releasedTo(CLASS_QUAD, quads);
+  releasedKeys = keys;
+  releasedKeeps = keeps & KEPT;
+  return at;
+}
+
+/** Makes the leaf tables whose planes are freed, from the entry at `first` up to `end`, empty. */
+export function ltEmptyReleased(first: usize, end: usize): void {
+  for (let at = first; at < end; at += ENTRY_BYTES) {
+    store<u64>(at, descriptor(LT, 1, 0));
+    store<u64>(at, load<u32>(at, 8) & KEPT, 8);
+  }
 }
 
 /** Makes keys [from, to) of a leaf table absent. Returns how many were present. */
 export function ltClear(entryPtr: usize, from: i32, to: i32): u32 {
-  if (from == 0 && to == 512) return ltEmpty(entryPtr);
   let cleared: u32 = 0;
+  if (from == 0 && to == 512) {
+    cleared = presentCount(entryPtr);
+    if (cleared != 0) emptyLeafTable(entryPtr);
+    return cleared;
+  }
   while (from < to) {
     const end = min((from | 63) + 1, to);
     cleared += ltClearInWord(entryPtr, from, end);

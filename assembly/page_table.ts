@@ -120,6 +120,17 @@ export function fold(entryPtr: usize, level: i32, key: u64): void {
 }
 
 /**
+ * fold() of a TABLE entry of level 3 whose leaf tables ltReleaseRun() released, all of them, with nothing to keep. Returns
+ * whether it may.
+ */
+export function foldReleased(entryPtr: usize): bool {
+  if (isMarked(entryPtr)) return false;
+  releaseUpper(load<u32>(entryPtr, 4));
+  setUniform(entryPtr, 3, 1, 0);
+  return true;
+}
+
+/**
  * Whether a fold is worth a try: the entries that share 64 bytes of memory with child `index` are like it. If the child has
  * just been written this costs no cache miss, where the other ends of its table cost three.
  */
@@ -413,11 +424,14 @@ export function zapEntryAt(levelThree: usize, key: u64, isWhole: bool): usize {
 let touched: u32 = 0;
 
 /**
- * Reads the words of `key`'s presence and A in a leaf table, if they are stored. Done for many keys before the first is
- * changed, their cache misses are waited for together.
+ * Reads an entry and, unless all of it is zapped, the words of `key`'s presence and A if they are stored. Done for many keys
+ * before the first is changed, their cache misses are waited for together.
  */
-export function zapEntryTouch(entryPtr: usize, key: u64): void {
-  if (((load<u32>(entryPtr) >> 24) & 15) == 0) return;
+export function zapEntryTouch(entryPtr: usize, key: u64, isWhole: bool): void {
+  const desc = load<u32>(entryPtr);
+  touched ^= desc;
+  // What goes whole goes with its entry.
+  if (isWhole || ((desc >> 24) & 15) == 0) return;
   touched ^= load<u32>(wordPtr(entryPtr, 0, <i32>((<u32>key & 511) >> 6)));
 }
 

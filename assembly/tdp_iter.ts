@@ -38,15 +38,18 @@ import {
   ltClear,
   ltClearCounted,
   ltCount,
-  ltEmpty,
+  ltEmptyReleased,
   ltFlags,
   ltModify,
+  ltReleaseRun,
   ltRunEnd,
+  releasedKeeps,
+  releasedKeys,
   valueWord,
   wordMask,
 } from './leaf_table';
 import { overZapped } from './losses';
-import { expand, fold, freeSubtree, uniformTables } from './page_table';
+import { expand, fold, foldReleased, freeSubtree, uniformTables } from './page_table';
 import { sideDelete, sideGet, sideKey } from './side';
 import { PRESENT } from './spte';
 import {
@@ -419,9 +422,22 @@ function walkEntry(entryPtr: usize, level: i32, start: u64, end: u64): void {
       const tag = tagOf(child);
       const isWhole = next - at == 512;
       if (tag == LT) {
+        if (isPlainZap && isWhole) {
+          const first = child;
+          child = ltReleaseRun(first, first + ((<usize>((end - at) >> 9)) << 4));
+          const keys = (<u64>(child - first)) << 5;
+          visited += keys;
+          hits1 += releasedKeys;
+          at += keys;
+          if (keys == pagesOf(3) && releasedKeeps == 0 && foldReleased(entryPtr)) {
+            count(C_VISITED_L1, visited);
+            return;
+          }
+          ltEmptyReleased(first, child);
+          continue;
+        }
         visited += next - at;
-        if (isPlainZap && isWhole) hits1 += <u64>ltEmpty(child);
-        else if (isAge && isWhole) hits1 += <u64>ltClearCounted(child);
+        if (isAge && isWhole) hits1 += <u64>ltClearCounted(child);
         else leafTable(child, at, next);
       } else if (isWhole && (isPlainZap || isAge)) {
         // A leaf or nothing. Whether there is a leaf, or a young one, is for no branch to guess.

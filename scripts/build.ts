@@ -191,7 +191,7 @@ const hot: Record<string, string[]> = {
   host_mm: ['hostFaultPlain'],
   invalidate: ['mmuInvalidateBegin'],
   leaf_table: [
-    ...['addPlane', 'emptyLeafTable', 'ltAdd', 'ltClear', 'ltClearInWord', 'ltEmpty', 'ltFlags', 'ltModify'],
+    ...['addPlane', 'emptyLeafTable', 'ltAdd', 'ltClear', 'ltClearInWord', 'ltFlags', 'ltModify'],
     ...['ltSelect', 'ltSet', 'releasePlanes', 'valueWord', 'wordPtr'],
   ],
   mem_attributes: [
@@ -224,7 +224,7 @@ const inlined: Record<string, string[]> = {
   gfn_range: ['doRange', 'spteInEntry', 'takesRanges', 'vmGfnRange'],
   host_mm: ['hostFaultPlain', 'setResult'],
   leaf_table: [
-    ...['emptyLeafTable', 'ltClearCounted', 'ltClearInWord', 'ltEmpty', 'ltFlags', 'releasePlanes', 'valueWord'],
+    ...['emptyLeafTable', 'ltClearCounted', 'ltClearInWord', 'ltFlags', 'releasePlanes', 'valueWord'],
     ...['wordMask', 'wordPtr', 'wordStep'],
   ],
   memslots: ['memslotAt', 'mixedTree', 'orderPtr', 'slotAtPlace'],

@@ -2,7 +2,9 @@
 
 import { describe, expect, test } from 'vitest';
 import type { HostKind, Vm } from '../../src/index.ts';
+import { oracleFindsNoBug } from '../support/invariants.ts';
 import { makeVm, PAGE } from '../support/make-vm.ts';
+import { counted } from '../support/observe.ts';
 import { randomFrom } from '../support/random.ts';
 
 const GUEST = 4 * 512 * 512;
@@ -175,6 +177,117 @@ describe('a leaf table', () => {
       expect(young.map((one, gfn) => one && present[gfn])).toEqual(accessed.map((one, gfn) => one && present[gfn]));
       expect(vm.stats().pages_4k).toBe(present.filter(Boolean).length);
     }
+  });
+});
+
+describe('leaf tables zapped side by side', () => {
+  const GIB_PAGES = 512 * 512;
+  /** Gives every leaf table planes: of presence alone, or of presence and A. */
+  const scatter = (vm: Vm, npages: number) => {
+    for (let gfn = 0; gfn < npages; gfn += 512) {
+      vm.unmapGfnRange({ slot: 0, start: gfn + 3, end: gfn + 4 });
+      if (gfn % 3 === 0) vm.ageGfn({ slot: 0, start: gfn + 100, end: gfn + 200 });
+    }
+  };
+
+  test('leave a table that is one again, and free what they had, once', () => {
+    const vm = mapped({ npages: GIB_PAGES });
+    const { tables } = vm.stats();
+    const once = () => {
+      scatter(vm, GIB_PAGES);
+      const names = ['leafs_zapped_direct_4k', 'entries_visited_l1', 'tables_freed'] as const;
+      expect(counted(vm, names, () => vm.unmapGfnRange({ slot: 0, start: 0, end: GIB_PAGES }))).toEqual({
+        leafs_zapped_direct_4k: GIB_PAGES - 512,
+        entries_visited_l1: GIB_PAGES,
+        tables_freed: 0,
+      });
+      expect(vm.leafs()).toEqual([]);
+      expect(vm.stats().tables).toBe(tables);
+      vm.vcpus[0].access({ gpa: 0, kind: 'write', count: GIB_PAGES });
+      expect(runs(vm)).toEqual([[1, 0, GIB_PAGES]]);
+    };
+    once();
+    const used = vm.memoryUsed;
+    for (let round = 0; round < 5; round++) once();
+    expect(vm.memoryUsed).toBe(used);
+  });
+
+  test('stop at the last of a range, and begin at its first', () => {
+    const vm = mapped({ npages: GIB_PAGES });
+    scatter(vm, GIB_PAGES);
+    const range = { slot: 0, start: 512 * 7 - 5, end: 512 * 300 + 9 };
+    const before = vm.leafs().flatMap(({ gfn, count }) => Array.from({ length: count }, (_, index) => gfn + index));
+    const gone = before.filter((gfn) => gfn >= range.start && gfn < range.end);
+    const { leafs_zapped_direct_4k: zapped } = counted(vm, ['leafs_zapped_direct_4k'], () => vm.unmapGfnRange(range));
+    expect(zapped).toBe(gone.length);
+    const after = vm.leafs().flatMap(({ gfn, count }) => Array.from({ length: count }, (_, index) => gfn + index));
+    expect(after).toEqual(before.filter((gfn) => gfn < range.start || gfn >= range.end));
+  });
+
+  test('take 2M leaves between them along, and leave MMIO sptes', () => {
+    const M2 = 512;
+    const vm = makeVm({
+      maxphyaddr: 48,
+      traceRecords: 0,
+      slots: [
+        { startGfn: 0, npages: 100 * M2, kind: 'anon4k' },
+        { startGfn: 100 * M2, npages: 56 * M2, kind: 'hugetlb2m' },
+        { startGfn: 156 * M2, npages: 300 * M2, kind: 'anon4k' },
+        { startGfn: 460 * M2 + 7, npages: 52 * M2 - 7, kind: 'anon4k' },
+      ],
+    });
+    const touch = () => {
+      vm.vcpus[0].access({ gpa: 0, kind: 'write', count: 456 * M2 });
+      vm.vcpus[0].access({ gpa: (460 * M2 + 7) * PAGE, kind: 'write', count: 52 * M2 - 7 });
+      // Emulated: no slot is there.
+      for (const gfn of [460 * M2, 460 * M2 + 6]) vm.vcpus[0].access({ gpa: gfn * PAGE, kind: 'read' });
+    };
+    touch();
+    const mapping = vm.leafs();
+    const names = ['leafs_zapped_direct_4k', 'leafs_zapped_direct_2m'] as const;
+    expect(counted(vm, names, () => vm.zapGfnRange(0, GIB_PAGES))).toEqual({
+      leafs_zapped_direct_4k: 452 * M2 - 7,
+      leafs_zapped_direct_2m: 56,
+    });
+    expect(vm.leafs()).toEqual([]);
+    expect([460 * M2, 460 * M2 + 6, 460 * M2 + 7].map((gfn) => vm.spte(gfn).class)).toEqual([
+      'mmio',
+      'mmio',
+      'nonpresent',
+    ]);
+    touch();
+    expect(vm.leafs()).toEqual(mapping);
+    expect(oracleFindsNoBug(vm)).toBeNull();
+  });
+
+  test.each([
+    ['hugetlb2m', 512],
+    ['hugetlb1g', 513],
+  ] as const)('stay where a huge page of %s would stand, for the worker that recovers those', (kind, tracked) => {
+    const slots = [{ startGfn: 0, npages: GIB_PAGES, kind }];
+    const vm = makeVm({ maxphyaddr: 48, traceRecords: 0, nxHugePages: true, slots });
+    const vcpu = vm.vcpus[0];
+    const touch = (kind: 'exec' | 'read') => {
+      for (let gfn = 0; gfn < GIB_PAGES; gfn += 512) vcpu.access({ gpa: (gfn + 5) * PAGE, kind });
+    };
+    const zapAll = () => vm.unmapGfnRange({ slot: 0, start: 0, end: GIB_PAGES });
+    // An exec fault marks all tables that it makes; what holds those of 2M pages is there before.
+    touch('read');
+    touch('exec');
+    const splits = () => vm.stat('nx_lpage_splits');
+    expect(splits()).toBe(tracked);
+    for (const again of ['read', 'exec'] as const) {
+      zapAll();
+      expect(vm.leafs()).toEqual([]);
+      expect(splits()).toBe(tracked);
+      touch(again);
+      expect(runs(vm).every(([level, , count]) => level === 1 && count === 1)).toBe(true);
+    }
+    zapAll();
+    vm.recoverNxHugePages();
+    expect(splits()).toBe(0);
+    touch('read');
+    expect(runs(vm)).toEqual([kind === 'hugetlb1g' ? [3, 0, 1] : [2, 0, 512]]);
   });
 });
 
