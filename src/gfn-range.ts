@@ -65,10 +65,14 @@ export interface RangeArguments {
  */
 export function rangeArguments(range: KvmGfnRange): RangeArguments {
   object(range, 'range');
+  return argumentsOf(range, range.start, range.end);
+}
+
+function argumentsOf(range: Omit<KvmGfnRange, 'start' | 'end'>, first: number, behind: number): RangeArguments {
   const slot = integer(range.slot, 'slot', 0, 65535);
   const asId = integer(range.asId ?? 0, 'asId', 0, 65535);
-  const start = integer(range.start, 'start', 0, GFN_END);
-  const end = integer(range.end, 'end', 0, GFN_END);
+  const start = integer(first, 'start', 0, GFN_END);
+  const end = integer(behind, 'end', 0, GFN_END);
   const arg = range.arg === undefined ? NO_ARG : halvesOfArg(range.arg);
   const isUsual =
     range.attrFilter === undefined &&
@@ -81,7 +85,7 @@ export function rangeArguments(range: KvmGfnRange): RangeArguments {
 
 // What few calls have stands apart: V8 inlines what is short where it is called.
 const MAY_BLOCK = 4;
-function selectorOf(range: KvmGfnRange): number {
+function selectorOf(range: Omit<KvmGfnRange, 'start' | 'end'>): number {
   return (
     integer(range.attrFilter ?? 0, 'attrFilter', 0, 3) |
     (flag(range.mayBlock, 'mayBlock', true) ? MAY_BLOCK : 0) |
@@ -122,5 +126,5 @@ export function rangesArguments(ranges: KvmGfnRanges): RangeArguments {
     arrayOf(into.leafs, 'into.leafs', Float64Array, length);
     if (look !== undefined) arrayOf(into.sptes, 'into.sptes', Uint32Array, length);
   }
-  return rangeArguments({ ...ranges, start: 0, end: npages });
+  return argumentsOf(ranges, 0, npages);
 }
