@@ -131,7 +131,8 @@ export function vmGfnRanges(
     const ptr = IO_BASE + ((<usize>done) << 3);
     const start = gfnOf(load<f64>(ptr));
     const last = start + pages - 1;
-    const isAtFold = mayFoldAt(last + 1);
+    // A range that crosses into another GiB reaches the end of one.
+    const isAtFold = mayFoldAt(last + 1) || (start ^ last) >> 18 != 0;
     let entry: usize = 0;
     if (plainRoot !== null) {
       const place = done & (GROUP - 1);

@@ -2,7 +2,8 @@
 
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import type { Vm } from '../../src/index.ts';
+import { createVmSync, type Vm } from '../../src/index.ts';
+import { isDebugBuild } from '../support/make-vm.ts';
 import { newTarget, PAGE, type Sequence, sequence, type Target } from './commands.ts';
 import {
   attempt,
@@ -20,6 +21,8 @@ import {
 } from './world.ts';
 
 const NUM_RUNS = Math.ceil(RUNS / 5);
+/** A VM for all, which is restored: a thousand take a third of a second. */
+const GUESTS = RUNS * 10;
 
 interface Ranges {
   isZap: boolean;
@@ -161,6 +164,68 @@ test(
     // There was something to zap, and something left to see.
     expect(zapped).toBeGreaterThan(NUM_RUNS);
     expect(looked).toBeGreaterThan(NUM_RUNS / 10);
+  },
+  TIMEOUT_MS,
+);
+
+// GiBs: the tables that zaps leave alike fold, and the next GiB that needs one takes their memory.
+const GIB_PAGES = 2 ** 18;
+const GIBS = 3;
+/** A gfn near a border of GiBs, or anywhere. */
+const near = fc
+  .tuple(fc.nat(GIBS), fc.oneof(fc.integer({ min: -600, max: 300 }), fc.nat(GIB_PAGES)))
+  .map(([gib, offset]) => Math.min(Math.max(gib * GIB_PAGES + offset, 0), GIBS * GIB_PAGES - 1));
+const across = fc.record({
+  before: fc.array(fc.record({ isZap: fc.boolean(), from: near, to: near }), { maxLength: 3 }),
+  /** Then of some GiBs all but so many pages at the end, which the ranges may zap. */
+  emptied: fc.array(fc.record({ gib: fc.nat(GIBS - 1), but: fc.integer({ min: 1, max: 700 }) }), { maxLength: 2 }),
+  starts: fc.oneof(fc.array(near, { minLength: 2, maxLength: 5 }), fc.array(near, { minLength: 1, maxLength: 70 })),
+  npages: fc.oneof(fc.constantFrom(1, 16, 300, 511, 512, 513), fc.integer({ min: 1, max: 1200 })),
+  isAligned: fc.boolean(),
+  isZap: fc.constantFrom(true, true, true, false),
+});
+
+test(
+  `${GUESTS} guests of some GiB: ranges across their borders, at once and one by one`,
+  () => {
+    const length = GIBS * GIB_PAGES * PAGE;
+    const vm = createVmSync({ memory: length, debug: isDebugBuild, traceRecords: 0 });
+    vm.host.mmap({ hva: 2 ** 40, length, kind: 'shmem' });
+    vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memorySize: length, userspaceAddr: 2 ** 40 });
+    vm.vcpus[0].preFaultMemory({ gpa: 0, size: length });
+    vm.vcpus[0].access({ gpa: 0, kind: 'write', size: length });
+    const full = vm.snapshot();
+    let zapped = 0;
+    fc.assert(
+      fc.property(across, ({ before, emptied, starts, npages, isAligned, isZap }) => {
+        vm.restore(full);
+        for (const { isZap: zaps, from, to } of before) {
+          const range = { slot: 0, start: Math.min(from, to), end: Math.max(from, to) + 1 };
+          if (zaps) vm.unmapGfnRange(range);
+          else vm.ageGfn(range);
+        }
+        for (const { gib, but } of emptied) {
+          vm.unmapGfnRange({ slot: 0, start: gib * GIB_PAGES, end: (gib + 1) * GIB_PAGES - but });
+        }
+        const last = GIBS * GIB_PAGES - npages;
+        const calls = {
+          slot: 0,
+          npages,
+          starts: Float64Array.from(starts, (start) => Math.min(isAligned ? start - (start % npages) : start, last)),
+          look: Float64Array.from(starts),
+        };
+        const state = vm.snapshot();
+        const expected = oneByOne(vm, isZap, calls as Calls);
+        const bytes = vm.snapshot();
+        vm.restore(state);
+        const found = atOnce(vm, isZap, calls as Calls);
+        expect(found).toEqual(expected);
+        expect(sameBytes(vm.snapshot(), bytes)).toBe(true);
+        zapped += found.leafs?.reduce((sum, leafs) => sum + leafs, 0) ?? 0;
+      }),
+      { numRuns: GUESTS, ...SEED },
+    );
+    expect(zapped).toBeGreaterThan(GUESTS);
   },
   TIMEOUT_MS,
 );

@@ -124,6 +124,14 @@ describe('where ranges stop going by groups', () => {
     expect(folded.check()).toEqual([]);
   });
 
+  test('so does one that ends it on its way into the next, which may take the memory of the table', () => {
+    const vm = vmOf(2 * GIB_PAGES);
+    vm.unmapGfnRange({ slot: 0, start: 0, end: GIB_PAGES - 50 });
+    const { leafs } = vm.unmapGfnRanges({ slot: 0, starts: Float64Array.of(GIB_PAGES - 100, 0), npages: 300 });
+    expect([...leafs]).toEqual([250, 0]);
+    expect(vm.stat('pages_4k')).toBe(GIB_PAGES - 200 + 512);
+  });
+
   test('every table of a guest that was uniform, last first', () => {
     const vm = vmOf(GIB_PAGES);
     const starts = everyTable(512).reverse();
