@@ -2,7 +2,7 @@
 // an operation that lacks room is refused before it changes anything.
 
 import { Control, ctl } from './control';
-import { childPtr, flagsOf, indexAt, isSingle, LT, pagesOf, presentCount, TABLE, tagOf } from './entry';
+import { childPtr, flagsOf, indexAt, LT, pagesOf, presentCount, TABLE, tagOf } from './entry';
 import { CLASS_PLANE, CLASS_QUAD, CLASS_UPPER, QUAD_BLOCKS, UPPER_BLOCKS } from './layout';
 
 /**
@@ -17,8 +17,8 @@ export function reserve(uppers: u32, leafs: u32): bool {
 export let reservedUppers: u64 = 0;
 export let reservedBlocks: u64 = 0;
 
-/** Blocks that a leaf table takes as it gets all planes: each group lets go of its single plane when it has the quad. */
-export const LEAF_GROWTH_BLOCKS: u64 = 2 * (1 + 4);
+/** Blocks that a leaf table takes as it gets all planes: a single one, which it lets go, then a quad, then another. */
+export const LEAF_GROWTH_BLOCKS: u64 = 1 + 4 + 4;
 
 /**
  * As reserve(), with leaf-table blocks counted in units of 64 bytes. What a paused operation reserved stays reserved:
@@ -142,11 +142,11 @@ function spanned(level: i32, start: u64, end: u64): u64 {
   const shift = 9 * (level - 1);
   return ((end - 1) >> shift) - (start >> shift) + 1;
 }
-/** Blocks that a leaf table takes when one more of the bits 0-3 differs; `allocated` planes have their place. */
+/** Blocks that a leaf table takes when one more bit differs; `allocated` planes have their place. */
 function blocksToGrow(allocated: u32): u64 {
-  const group = allocated & 15;
-  if (group == 0) return 1;
-  return isSingle(group) ? 4 : 0;
+  const planes = popcnt(allocated);
+  if (planes == 0) return 1;
+  return planes == 1 || planes == 4 ? 4 : 0;
 }
 
 function stackBasePtr(sizeClass: i32): usize {

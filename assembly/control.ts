@@ -354,7 +354,7 @@ export const CONTROL_AT_FIXED: usize = CONTROL_BASE + offsetof<Control>('slotsPa
 export const CONTROL_FIXED_BYTES: usize = offsetof<Control>('quirkSlotZapAll') - offsetof<Control>('slotsPagesMax');
 
 /** One more for each change of what is stored that moves no record: how blocks, entries and planes are to be read. */
-export const LAYOUT_VERSION: u32 = 3;
+export const LAYOUT_VERSION: u32 = 4;
 /** Differs where records, regions or the version do: a snapshot with another one is refused. */
 export const LAYOUT_HASH: u32 =
   ((((<u32>offsetof<Control>() * 31 + <u32>COUNTER_COUNT) * 31 + <u32>RING_BASE) * 31 + <u32>MEMSLOT_BYTES) * 31 +

@@ -13,14 +13,15 @@
 //   LEAF     one leaf of this entry's own level (2 or above)
 //   TABLE    an upper table: 512 entries in `block`
 //   LT       a leaf table (level-2 entries only): `flags` hold for every present key, except the bits in `planes`,
-//            whose 512 values are 64-byte planes: those of bits 0-3 in `block`, of bits 4-7 in `block2`
+//            whose 512 values are 64-byte planes in `block`, and in `block2` from the fifth on
 //   UNIFORM  tables linked all the way down to `leaf level`, whose entries are all alike: `flags`, or nothing
 //   CHUNKS   512 leaf tables (level-3 entries only), each full of keys with `flags` or empty: a plane in `block` has a bit
 //            for each, `present` counts the full ones, of which there are 1 to 511. What 2 MiB zaps leave of a UNIFORM GiB
 //
 // `planes` are the bits that differ, `allocated` those with a place in a block: a plane that turns uniform keeps its
-// place, so that aging and write-protecting a whole table touch the entry alone. A group of four bits with one plane has
-// a block of 64 bytes; with more it has one of 256, and each bit its fixed place there: no plane moves twice.
+// place, so that aging and write-protecting a whole table touch the entry alone. One plane has a block of 64 bytes, two to
+// four have one of 256, more have two: bits 0-3 in `block`, 4-7 in `block2`, each in a place of its own. In a block that
+// all share, bits 0-3 have their own places too, and `block2` holds those of bits 4-7, two bits for each.
 
 import { ctl } from './control';
 
@@ -126,7 +127,7 @@ export function indexAt(key: u64, level: i32): u32 {
   return <u32>(key >> (9 * (level - 1))) & 511;
 }
 
-/** Whether a group of allocated planes (four bits, not 0) is one plane alone, in a block of 64 bytes. */
-export function isSingle(group: u32): bool {
-  return (group & (group - 1)) == 0;
+/** Whether `allocated` planes are one alone, in a block of 64 bytes, or none. */
+export function isSingle(allocated: u32): bool {
+  return (allocated & (allocated - 1)) == 0;
 }

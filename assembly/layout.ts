@@ -83,7 +83,7 @@ export const RING_BASE: usize = (LOSSES_BASE + <usize>LOSSES_MAX * LOSS_BYTES + 
 
 export const TRACE_RECORD_BYTES: usize = 16;
 
-/** Size classes of the arena in blocks of 64 bytes: one plane, the four planes of a group, an upper table. */
+/** Size classes of the arena in blocks of 64 bytes: one plane, four planes, an upper table. */
 export const CLASS_COUNT: i32 = 3;
 export const CLASS_PLANE: i32 = 0;
 export const CLASS_QUAD: i32 = 1;

@@ -1,7 +1,7 @@
 // Leaf tables (LT entries): 512 keys, a bit-plane for each flag in which they differ, counts in the entry.
 //
-// A block of 256 bytes holds two pairs of planes, bits 0 and 2 of the group and bits 1 and 3, each pair word by word: of a
-// page, presence and A are in one cache line.
+// A block of 256 bytes has four places, in two pairs: 0 and 2, 1 and 3, each pair word by word. Bits 0 to 3 have the places
+// of their numbers, so that presence and A of a page are in one cache line; bits 4 to 7 are guests in those that are left.
 
 import { allocatePlane, allocateQuad, freeTop, release, releasedTo } from './blocks';
 import {
@@ -22,56 +22,113 @@ import {
 } from './entry';
 import { CLASS_PLANE, CLASS_QUAD } from './layout';
 
-export function releasePlanes(entryPtr: usize): void {
-  const allocated = load<u32>(entryPtr) >> 24;
-  const low = allocated & 15;
-  const high = allocated >> 4;
-  if (low != 0) release(isSingle(low) ? CLASS_PLANE : CLASS_QUAD, load<u32>(entryPtr, 4));
-  if (high != 0) release(isSingle(high) ? CLASS_PLANE : CLASS_QUAD, load<u32>(entryPtr, 12));
+/** Whether so many planes have a place that those of bits 4 to 7 have a block of their own. */
+function hasTwoBlocks(allocated: u32): bool {
+  return popcnt(allocated) > 4;
 }
 
-/** From a word of presence to the counted bit's, where both have a plane: both stand in a block of 256 bytes then. */
+export function releasePlanes(entryPtr: usize): void {
+  const allocated = load<u32>(entryPtr) >> 24;
+  if (allocated == 0) return;
+  release(isSingle(allocated) ? CLASS_PLANE : CLASS_QUAD, load<u32>(entryPtr, 4));
+  if (hasTwoBlocks(allocated)) release(CLASS_QUAD, load<u32>(entryPtr, 12));
+}
+
+/** From a word of presence to the counted bit's, where both have a plane: each has its own place then. */
 const COUNTED_BESIDE: usize = 8;
 
-function placeInQuad(bit: u32): usize {
-  return ((<usize>(bit & 1)) << 7) | ((<usize>(bit & 2)) << 2);
+function placeInQuad(place: u32): usize {
+  return ((<usize>(place & 1)) << 7) | ((<usize>(place & 2)) << 2);
+}
+
+/** The place that `guests`, what `block2` holds beside one block, gives to `bit`, one of 4 to 7. */
+function guestPlace(guests: u32, bit: u32): u32 {
+  return (guests >> ((bit & 3) << 1)) & 3;
 }
 
 /** Word `word` of the plane of `bit`, which must be allocated. */
 export function wordPtr(entryPtr: usize, bit: u32, word: i32): usize {
-  const group = (load<u32>(entryPtr) >> (24 + (bit & 4))) & 15;
-  const block = blockPtr(load<u32>(entryPtr + ((bit & 4) << 1), 4));
+  const allocated = load<u32>(entryPtr) >> 24;
   const offset = (<usize>word) << 3;
-  return block + (isSingle(group) ? offset : (offset << 1) + placeInQuad(bit));
+  if (isSingle(allocated)) return blockPtr(load<u32>(entryPtr, 4)) + offset;
+  if (bit < 4) return blockPtr(load<u32>(entryPtr, 4)) + (offset << 1) + placeInQuad(bit);
+  return highWordPtr(entryPtr, allocated, bit) + (offset << 1);
 }
 
-/** Bytes from a word of the plane of `bit`, which must be allocated, to its next. */
-function wordStep(entryPtr: usize, bit: u32): usize {
-  return isSingle((load<u32>(entryPtr) >> (24 + (bit & 4))) & 15) ? 8 : 16;
+/** The first word of the plane of `bit`, one of 4 to 7, of which there are others. */
+function highWordPtr(entryPtr: usize, allocated: u32, bit: u32): usize {
+  const block2 = load<u32>(entryPtr, 12);
+  if (hasTwoBlocks(allocated)) return blockPtr(block2) + placeInQuad(bit & 3);
+  return blockPtr(load<u32>(entryPtr, 4)) + placeInQuad(guestPlace(block2, bit));
+}
+
+/** Bytes from a word of a plane to its next. */
+function wordStep(entryPtr: usize): usize {
+  return isSingle(load<u32>(entryPtr) >> 24) ? 8 : 16;
+}
+
+function copyPlane(to: usize, from: usize, fromStep: usize): void {
+  for (let word: usize = 0; word < 8; word++) store<u64>(to + (word << 4), load<u64>(from + word * fromStep));
+}
+
+/** Gives `bit` a place for a plane, and moves others out of its way. */
+function allocatePlace(entryPtr: usize, bit: u32): void {
+  const allocated = load<u32>(entryPtr) >> 24;
+  const planes = popcnt(allocated);
+  if (planes == 0) {
+    store<u32>(entryPtr, allocatePlane(), 4);
+    return;
+  }
+  if (planes > 4) return;
+  if (planes == 4) {
+    const quad = allocateQuad();
+    for (let left = allocated & 0xf0; left != 0; left &= left - 1) {
+      const high = ctz(left);
+      copyPlane(blockPtr(quad) + placeInQuad(high & 3), highWordPtr(entryPtr, allocated, high), 16);
+    }
+    store<u32>(entryPtr, quad, 12);
+    return;
+  }
+  if (planes == 1) {
+    // The place of a lower bit is its own; that of a higher one whichever is free.
+    const only = ctz(allocated);
+    const place = only > 3 && (only & 3) == bit ? bit ^ 1 : only & 3;
+    const single = load<u32>(entryPtr, 4);
+    const quad = allocateQuad();
+    copyPlane(blockPtr(quad) + placeInQuad(place), blockPtr(single), 8);
+    release(CLASS_PLANE, single);
+    store<u32>(entryPtr, quad, 4);
+    if (only > 3) store<u32>(entryPtr, place << ((only & 3) << 1), 12);
+  }
+  let taken = allocated & 15;
+  let guests = load<u32>(entryPtr, 12);
+  let moved: u32 = 0;
+  for (let left = allocated & 0xf0; left != 0; left &= left - 1) {
+    const high = ctz(left);
+    const place = guestPlace(guests, high);
+    taken |= 1 << place;
+    if (place == bit) moved = high;
+  }
+  const guest = bit > 3 ? bit : moved;
+  if (guest == 0) return;
+  const free = ctz(~taken);
+  if (moved != 0) {
+    const block = blockPtr(load<u32>(entryPtr, 4));
+    copyPlane(block + placeInQuad(free), block + placeInQuad(bit), 16);
+  }
+  const shift = (guest & 3) << 1;
+  guests = (guests & ~((<u32>3) << shift)) | ((<u32>free) << shift);
+  store<u32>(entryPtr, guests, 12);
 }
 
 /** Gives `bit` a plane that holds its uniform value. */
 function addPlane(entryPtr: usize, bit: u32): void {
-  const desc = load<u32>(entryPtr);
   const mask: u32 = 1 << bit;
-  if ((desc & (mask << 24)) == 0) {
-    const group = (desc >> (24 + (bit & 4))) & 15;
-    const at = entryPtr + ((bit & 4) << 1);
-    if (group == 0) {
-      store<u32>(at, allocatePlane(), 4);
-    } else if (isSingle(group)) {
-      const block = load<u32>(at, 4);
-      const quad = allocateQuad();
-      const from = blockPtr(block);
-      const to = blockPtr(quad) + placeInQuad(ctz(group));
-      for (let offset: usize = 0; offset < 64; offset += 8) store<u64>(to + (offset << 1), load<u64>(from + offset));
-      release(CLASS_PLANE, block);
-      store<u32>(at, quad, 4);
-    }
-  }
+  if ((load<u32>(entryPtr) & (mask << 24)) == 0) allocatePlace(entryPtr, bit);
+  const desc = load<u32>(entryPtr);
   store<u32>(entryPtr, desc | (mask << 24) | (mask << 16));
   const value: u64 = (desc >> (8 + bit)) & 1 ? ~(<u64>0) : 0;
-  const step = wordStep(entryPtr, bit);
+  const step = wordStep(entryPtr);
   const first = wordPtr(entryPtr, bit, 0);
   for (let at = first; at < first + 8 * step; at += step) store<u64>(at, value);
 }
@@ -131,6 +188,30 @@ function normalise(entryPtr: usize): void {
     if (!(set && clear)) dropPlane(entryPtr, bit, set ? 1 : 0);
   }
   if (planesOf(entryPtr) == 0) forgetPlanes(entryPtr);
+  else if (hasTwoBlocks(load<u32>(entryPtr) >> 24)) shareBlock(entryPtr);
+}
+
+/** Moves the planes that still differ into one block, if they are four at most, and frees the other. */
+function shareBlock(entryPtr: usize): void {
+  const desc = load<u32>(entryPtr);
+  const planes = (desc >> 16) & 255;
+  if (hasTwoBlocks(planes)) return;
+  // One plane alone would have a smaller block: presence, which has just been found uniform, keeps its place too.
+  const allocated = isSingle(planes) ? planes | 1 : planes;
+  const block = blockPtr(load<u32>(entryPtr, 4));
+  const block2 = load<u32>(entryPtr, 12);
+  let taken = allocated & 15;
+  let guests: u32 = 0;
+  for (let left = planes & 0xf0; left != 0; left &= left - 1) {
+    const place = ctz(left) & 3;
+    const free = ctz(~taken);
+    copyPlane(block + placeInQuad(free), blockPtr(block2) + placeInQuad(place), 16);
+    taken |= 1 << free;
+    guests |= free << (place << 1);
+  }
+  release(CLASS_QUAD, block2);
+  store<u32>(entryPtr, (desc & 0x00ffffff) | (allocated << 24));
+  store<u32>(entryPtr, guests, 12);
 }
 
 /** Frees the planes of a leaf table in which no bit differs. */
@@ -247,15 +328,17 @@ export function ltReleaseRun(first: usize, end: usize): usize {
     const counts = load<u32>(at, 8);
     keeps |= counts;
     keys += <u64>(counts & 0x3ff);
-    for (let groups = desc >> 24, block = at; groups != 0; groups >>= 4, block += 8) {
-      const group = groups & 15;
-      if (!isSingle(group)) {
-        store<u32>(quads, load<u32>(block, 4));
+    const allocated = desc >> 24;
+    if (!isSingle(allocated)) {
+      store<u32>(quads, load<u32>(at, 4));
+      quads += 4;
+      if (hasTwoBlocks(allocated)) {
+        store<u32>(quads, load<u32>(at, 12));
         quads += 4;
-      } else if (group != 0) {
-        store<u32>(planes, load<u32>(block, 4));
-        planes += 4;
       }
+    } else if (allocated != 0) {
+      store<u32>(planes, load<u32>(at, 4));
+      planes += 4;
     }
   }
   releasedTo(CLASS_PLANE, planes);

@@ -129,6 +129,8 @@ const blockAddress = (block: number) => arenaBase + block * 64;
 const flagsText = (flags: number, bits: string[]) =>
   flags === 0 ? '-' : bits.filter((_, bit) => (flags >> bit) & 1).join(' ');
 
+const bitsIn = (mask: number) => mask.toString(2).replaceAll('0', '').length;
+
 function entryText(address: number, bits: string[]): string {
   const descriptor = u32(address);
   const counts = u32(address + 8);
@@ -143,9 +145,9 @@ function entryText(address: number, bits: string[]): string {
   const sums = [`present ${counts & 1023}`];
   if (bits === SPTE_BITS) sums.push(`accessed ${(counts >>> 10) & 1023}`);
   if ((counts >>> 20) & 1023) sums.push(`side ${(counts >>> 20) & 1023}`);
-  const groups = [planes & 15 && `at block ${u32(address + 4)}`, planes >>> 4 && `at block2 ${u32(address + 12)}`];
-  const where =
-    planes === 0 ? 'no planes' : `planes ${flagsText(planes, bits)} ${groups.filter((text) => text !== 0).join(', ')}`;
+  const blocks = [`block ${u32(address + 4)}`];
+  if (bitsIn(descriptor >>> 24) > 4) blocks.push(`block2 ${u32(address + 12)}`);
+  const where = planes === 0 ? 'no planes' : `planes ${flagsText(planes, bits)} at ${blocks.join(', ')}`;
   return `LT flags ${flagsText(flags & ~planes, bits)}; ${where}; ${sums.join(', ')}`;
 }
 
@@ -162,24 +164,33 @@ function labelTree(owner: string, address: number, level: number, bits: string[]
       labelTree(`${tree} L${level - 1}[${index}]`, table + index * 16, level - 1, bits);
     }
   } else if ((descriptor & 7) === 3 && descriptor >>> 24 !== 0) {
-    for (const first of [0, 4]) {
-      const group = (descriptor >>> (24 + first)) & 15;
-      const block = blockAddress(u32(address + (first === 0 ? 4 : 12)));
-      if (group !== 0 && (group & (group - 1)) === 0) {
-        labelPlane(block, `${tree} plane ${flagsText(group << first, bits)}, keys`);
-        continue;
-      }
-      for (const pair of [0b0101, 0b1010]) {
-        if ((group & pair) === 0) continue;
-        const names = flagsText((group & pair) << first, bits);
-        for (let word = 0; word < 8; word++) {
-          const at = block + (pair & 1 ? 0 : 128) + word * 16;
-          label(at, `${tree} planes ${names}, keys ${word * 64} to ${word * 64 + 63}`);
-        }
-      }
-    }
+    labelPlanes(address, tree, bits);
   } else if ((descriptor & 7) === 5) {
     labelPlane(blockAddress(u32(address + 4)), `${tree} full or empty, leaf tables`);
+  }
+}
+
+/** Labels the blocks of a leaf table, as assembly/leaf_table.ts places planes in them. */
+function labelPlanes(address: number, tree: string, bits: string[]): void {
+  const allocated = u32(address) >>> 24;
+  const [block, block2] = [u32(address + 4), u32(address + 12)];
+  if (bitsIn(allocated) === 1) {
+    labelPlane(blockAddress(block), `${tree} plane ${flagsText(allocated, bits)}, keys`);
+    return;
+  }
+  const isShared = bitsIn(allocated) <= 4;
+  const names = new Map<number, string[]>();
+  for (let bit = 0; bit < 8; bit++) {
+    if (((allocated >> bit) & 1) === 0) continue;
+    const isGuest = bit > 3 && isShared;
+    const place = isGuest ? (block2 >>> ((bit & 3) * 2)) & 3 : bit & 3;
+    const pair = blockAddress(bit > 3 && !isShared ? block2 : block) + (place & 1) * 128;
+    names.set(pair, [...(names.get(pair) ?? []), bits[bit]!]);
+  }
+  for (const [pair, planes] of names) {
+    for (let word = 0; word < 8; word++) {
+      label(pair + word * 16, `${tree} planes ${planes.join(' ')}, keys ${word * 64} to ${word * 64 + 63}`);
+    }
   }
 }
 

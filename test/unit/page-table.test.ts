@@ -180,6 +180,74 @@ describe('a leaf table', () => {
   });
 });
 
+describe('the planes of a leaf table', () => {
+  const TABLE_PAGES = 512;
+  const TABLES = 64;
+  const npages = TABLES * TABLE_PAGES;
+  const gfns = Float64Array.from({ length: npages }, (_, gfn) => gfn);
+  /** Never-written memory: a read maps the zero page, read-only; a write a page of the VM's own. */
+  const untouched = () => makeVm({ maxphyaddr: 48, traceRecords: 0, slots: [{ startGfn: 0, npages, kind: 'anon4k' }] });
+  const touch = (vm: Vm, gfn: number, kind: 'read' | 'write') => vm.vcpus[0].access({ gpa: gfn * PAGE, kind });
+  /** Flags in which the pages of the first table differ. */
+  const differing = (vm: Vm) => {
+    const codes = vm.sptes(gfns.subarray(0, TABLE_PAGES));
+    return codes.reduce((any, code) => any | code, 0) & ~codes.reduce((all, code) => all & code, ~0);
+  };
+  const ones = (mask: number) => mask.toString(2).replaceAll('0', '').length;
+
+  test('have one block of 256 bytes, whichever four they are', () => {
+    // The host's page table of the same pages, with nothing mapped by KVM.
+    const bare = untouched();
+    const vm = untouched();
+    for (let gfn = 0; gfn < npages; gfn++) {
+      const kind = gfn % 3 === 0 ? 'write' : 'read';
+      touch(vm, gfn, kind);
+      bare.host.access({ hva: 0x100000000000 + gfn * PAGE, length: PAGE, write: kind === 'write' });
+    }
+    // W, D, H and M, of two halves of the byte.
+    expect(ones(differing(vm))).toBe(4);
+    const stored = vm.memoryUsed - bare.memoryUsed;
+    expect(stored).toBeLessThanOrEqual(TABLES * 4 * PLANE + 3 * UPPER + 1024);
+    // With presence they are five, which have two blocks.
+    for (let table = 0; table < TABLES; table++) {
+      const range = { slot: 0, start: table * TABLE_PAGES + 7, end: table * TABLE_PAGES + 9 };
+      vm.unmapGfnRange(range);
+    }
+    expect(vm.memoryUsed - bare.memoryUsed - stored).toBeLessThanOrEqual(TABLES * 4 * PLANE + 1024);
+  });
+
+  test.each([1, 2, 3, 4, 5, 6])('move as others come, and take nothing of a page with them (seed %i)', (seed) => {
+    const random = randomFrom(`planes ${seed}`);
+    const integer = (below: number) => Math.floor(random() * below);
+    const vm = untouched();
+    const some = gfns.subarray(0, 4 * TABLE_PAGES);
+    // What an absent page's walk ends at depends on its neighbours: only the state counts.
+    const states = () => vm.sptes(some).map((code) => code & 0xffff);
+    let before = states();
+    let most = 0;
+    for (let step = 0; step < 1500; step++) {
+      // Few pages of each table at first, and few kinds of change, so that planes come in another order for each seed.
+      const page = integer(4) * TABLE_PAGES + integer(step < 200 ? 40 : TABLE_PAGES);
+      const change = integer(step % 500 < 60 ? 1 + (seed % 3) : 4);
+      const length = change === 3 && step % 100 === 99 ? TABLE_PAGES : 1;
+      const start = page - (page % length);
+      const range = { slot: 0, start, end: start + length };
+      if (change === 0) touch(vm, page, seed % 2 === 0 ? 'write' : 'read');
+      else if (change === 1) vm.ageGfn(range);
+      else if (change === 2) touch(vm, page, seed % 2 === 0 ? 'read' : 'write');
+      else vm.unmapGfnRange(range);
+      const after = states();
+      const elsewhere = after.findIndex(
+        (state, gfn) => state !== before[gfn] && !(gfn >= start && gfn < start + length),
+      );
+      expect([step, elsewhere]).toEqual([step, -1]);
+      before = after;
+      most = Math.max(most, ones(differing(vm)));
+    }
+    expect(most).toBeGreaterThan(4);
+  });
+});
+
 describe('leaf tables zapped side by side', () => {
   const GIB_PAGES = 512 * 512;
   /** Gives every leaf table planes: of presence alone, or of presence and A. */
