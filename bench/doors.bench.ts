@@ -96,7 +96,7 @@ class ThroughDoor extends Eptsim {
     const begun = now();
     for (let at = 0; at < gfns.length; at++) {
       this.#door.runRange!(gfns[at], npages, this.#file);
-      const spte = vm.spte(gfns[at] + (at % npages));
+      const spte = vm.spte(gfns[at] + (at & (npages - 1)));
       if (spte.class === 'leaf') throw new Error(`doors: ${this.#door.operation}: gfn ${gfns[at]} is still mapped`);
       const after = this.changed();
       leafs += after - before;

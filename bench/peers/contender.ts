@@ -31,7 +31,7 @@ export interface Contender {
   use(gfns: Uint32Array): Promise<void>;
   /** Walks the whole guest, then reads the count and every gfn in use. */
   whole(walk: Walk): Promise<Outcome>;
-  /** Zaps or ages `npages` from each gfn in use; after each reads the count and one spte of the range. */
+  /** Zaps or ages `npages`, a power of two, from each gfn in use; after each reads the count and one spte of the range. */
   ranges(walk: Walk, npages: number): Promise<Outcome>;
   /** Sum over the gfns in use, as whole() has it; not timed. */
   look(): Promise<number>;

@@ -178,7 +178,7 @@ export class Eptsim implements Contender {
   async ranges(walk: Walk, npages: number): Promise<Outcome> {
     const starts = this.#doubles;
     // Like the starts, the gfns to look at and the memory for answers are there before the clock starts.
-    const look = starts.map((start, at) => start + (at % npages));
+    const look = starts.map((start, at) => start + (at & (npages - 1)));
     if (this.#into.leafs.length !== starts.length) {
       this.#into = { leafs: new Float64Array(starts.length).fill(1), sptes: new Uint32Array(starts.length).fill(1) };
     }
@@ -223,7 +223,7 @@ export class EptsimByCall extends Eptsim {
       const after = this.changed(walk);
       leafs += after - before;
       before = after;
-      const spte = vm.spte(start + (at % npages));
+      const spte = vm.spte(start + (at & (npages - 1)));
       if (spte.class === 'leaf') {
         looked += 1 + (spte.accessed ? 2 : 0) + (spte.dirty ? 4 : 0) + (spte.writable ? 0 : 8);
       }

@@ -413,6 +413,7 @@ export function whole(useNested: bool, op: u32, gfns: u32): void {
   walk(useNested, op, 0, pages);
   lookAll(gfns);
 }
+/** `npages` is a power of two. */
 export function ranges(useNested: bool, op: u32, npages: f64, gfns: u32): void {
   resetCounts();
   looked = 0;
@@ -420,7 +421,7 @@ export function ranges(useNested: bool, op: u32, npages: f64, gfns: u32): void {
   for (let at: u32 = 0; at < gfns; at++) {
     const start = <u64>load<u32>(GFNS + ((<usize>at) << 2));
     walk(useNested, op, start, start + length);
-    looked += <u64>look(start + (<u64>at % length));
+    looked += <u64>look(start + (<u64>at & (length - 1)));
   }
 }
 /** Zaps `npages` from `gfn` on. Returns how many records that made, from GFNS on. */
