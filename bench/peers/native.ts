@@ -2,24 +2,30 @@
 
 import { type ChildProcessByStdio, spawn, spawnSync } from 'node:child_process';
 import { mkdirSync } from 'node:fs';
+import { cpus } from 'node:os';
 import { createInterface } from 'node:readline';
 import type { Readable, Writable } from 'node:stream';
 import { type BenchContext, median } from '../rows.ts';
 import { DENSITIES, type Guest, LEAVES, pagesOf, SEED } from '../workloads.ts';
-import { isBuilt } from './built.ts';
+import { isBuilt, keyed } from './built.ts';
 import { ALTERNATE, type Calls, type Contender, type Outcome, type Read, WALKS, type Walk } from './contender.ts';
 
 const FLAGS = ['-O3', '-march=native', '-Wall', '-Wextra', '-Werror'];
 
-/** Compiles native.c, unless that is done. Returns the program, or why there is none. */
+/** Compiles native.c, unless that is done. Returns the program, or why there is none: no gcc, or one that cannot. */
 export function compileNative(): { program: string } | { skipped: string } {
-  if (spawnSync('gcc', ['--version']).status !== 0) return { skipped: 'no gcc here: the native rows are left out' };
+  const gcc = (...given: string[]) => spawnSync('gcc', given, { encoding: 'utf8' });
+  const version = gcc('--version');
+  if (version.status !== 0) return { skipped: 'no gcc here: the native rows are left out' };
   mkdirSync('build/bench', { recursive: true });
-  const program = 'build/bench/native';
+  // Another processor or another gcc makes another program: -march=native.
+  const program = keyed('build/bench/native', [cpus()[0]?.model ?? 'unknown', version.stdout]);
   if (isBuilt(program, ['bench/peers/native.c', 'bench/peers/native.ts'])) return { program };
-  const { status, stderr } = spawnSync('gcc', [...FLAGS, '-o', program, 'bench/peers/native.c'], { encoding: 'utf8' });
-  if (status !== 0) throw new Error(`gcc: ${stderr}`);
-  return { program };
+  const { status, stderr } = gcc(...FLAGS, '-o', program, 'bench/peers/native.c');
+  if (status === 0) return { program };
+  const lines = stderr.split('\n').filter((line) => line !== '');
+  const reason = lines.find((line) => line.includes('error')) ?? lines[0] ?? `it ended with ${status}`;
+  return { skipped: `gcc cannot compile native.c here, the native rows are left out: ${reason}` };
 }
 
 /** One process; both walks work on the same tables. */
