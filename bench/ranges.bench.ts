@@ -72,6 +72,11 @@ function guestsOf(quick: boolean): Guest[] {
   ];
 }
 
+/** The sizes of the guests, in bytes, each once. */
+export function sizesOf(quick: boolean): number[] {
+  return [...new Set(guestsOf(quick).map(({ bytes }) => bytes))].sort((a, b) => a - b);
+}
+
 export default async function ranges(context: BenchContext): Promise<Row[]> {
   const tables = new LayoutA(await compileLayoutA());
   const { process, peers: natives } = startNative(context);

@@ -4,9 +4,9 @@
 // Fails if contenders disagree, if the native peer is slower than it should be, or if a goal is missed in a full run.
 
 import { execFileSync, spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { accessSync, constants, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { cpus, tmpdir, totalmem } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { Argument, Command, CommanderError, InvalidArgumentError } from 'commander';
 import calls from './calls.bench.ts';
 import { compare } from './compare.ts';
@@ -14,12 +14,13 @@ import convert from './convert.bench.ts';
 import doors from './doors.bench.ts';
 import growth from './growth.bench.ts';
 import { compileNative } from './peers/native.ts';
-import ranges from './ranges.bench.ts';
+import ranges, { sizesOf } from './ranges.bench.ts';
 import { type Bench, type Row, UsageError } from './rows.ts';
 import scale from './scale.bench.ts';
 import start from './start.bench.ts';
 import { goalsOf, tableOf } from './table.ts';
 import trace from './trace.bench.ts';
+import { GIB } from './workloads.ts';
 
 const BENCHES: Readonly<Record<string, Bench>> = { start, calls, ranges, doors, growth, scale, trace, convert };
 
@@ -90,11 +91,35 @@ function parsed(): { questions: string[]; options: Options } | undefined {
   } else {
     const unknown = questions.find((name) => !(name in BENCHES));
     if (unknown !== undefined) throw new UsageError(`there is no question '${unknown}'; there are ${names}`);
+    checkGuest(questions, options);
+    checkJson(options);
   }
   return { questions, options };
 }
 
-/** Returns the exit code: 1 where a goal is missed. Throws where the bench itself cannot be believed. */
+/** Refuses a size that would leave nothing to time. */
+function checkGuest(questions: readonly string[], { guest, quick }: Options): void {
+  if (guest === undefined) return;
+  if (questions.length > 0 && !questions.includes('ranges')) {
+    throw new UsageError(`--guest is of the question ranges, not of ${questions.join(', ')}`);
+  }
+  const sizes = sizesOf(quick ?? false).map((bytes) => bytes / GIB);
+  if (sizes.includes(Number(guest))) return;
+  const run = quick ? 'a quick run' : 'a run';
+  throw new UsageError(`--guest ${guest}: ${run} has guests of ${sizes.join(', ')} GiB`);
+}
+
+/** Refuses a file that cannot be written, before the work and not after it. */
+function checkJson({ json }: Options): void {
+  if (json === undefined) return;
+  try {
+    accessSync(dirname(resolve(json)), constants.W_OK);
+  } catch (error) {
+    throw new UsageError(`--json ${json} cannot be written: ${(error as Error).message}`);
+  }
+}
+
+/** Returns the exit code: 1 where a goal is missed, 2 where a question failed. Throws where its only question failed. */
 export async function main(): Promise<number> {
   const asked = parsed();
   if (asked === undefined) return 0;
