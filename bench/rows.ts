@@ -52,7 +52,7 @@ export interface Row {
   /** Layout A's tdp_iter, WebAssembly's speed over C's, in this row's run: what the code costs, data structure apart. */
   ratioSameAlgorithm: number | null;
   goal: Goal | null;
-  /** Whether the goal is met; null without a goal. */
+  /** Whether the goal is met; null without a goal, and in a quick run. */
   met: boolean | null;
   /** random or sequential, of ranges. */
   order?: string;

@@ -78,7 +78,13 @@ export function goalsOf(rows: readonly Row[]): string {
     const ratios = [times(row.ratioToNativeIter), times(row.ratioToNativeNested)].filter(Boolean).join(' / ');
     const found = [timeOf(row.nsPerOperation), ratios, restOf(row)].filter(Boolean).join('; ');
     const guest = row.guestBytes === 0 ? '' : `${sizeOf(row.guestBytes)} ${row.density}`;
-    table.push([row.goal!, guest, `${row.operation} ${row.order ?? ''}`.trim(), found, row.met ? 'yes' : 'NO']);
+    table.push([
+      row.goal!,
+      guest,
+      `${row.operation} ${row.order ?? ''}`.trim(),
+      found,
+      row.met === null ? '' : row.met ? 'yes' : 'NO',
+    ]);
   }
   return table.toString();
 }
