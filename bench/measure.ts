@@ -5,9 +5,8 @@
 
 import type { Contender, Outcome, Walk } from './peers/contender.ts';
 import { type Goal, median, type Row, ratiosOf, row, spreadOf } from './rows.ts';
-import { GIB, type Guest, gfnsToRead, type Order, pagesOf, rangeStarts, SEED } from './workloads.ts';
+import { GIB, type Guest, gfnsToRead, type Order, pagesOf, READ_BACK, rangeStarts, SEED } from './workloads.ts';
 
-const READ_BACK = 1000;
 /** In a turn shorter than this, the way of code and arguments from memory to the processor, some 0.2 ms, would weigh. */
 const SHORT_NS = 5_000_000;
 /** So much time, and one run at least, a contender then has untimed at the beginning of its turn. */

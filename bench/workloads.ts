@@ -71,6 +71,15 @@ export function gfnsToRead(guest: Guest, count: number, seed: number): Uint32Arr
   return rangeStarts(guest, 1, count, 'random', seed);
 }
 
+/** `count` gfns anywhere in [0, pages), of guests whose gfns need more than 32 bits too: of 2^34 pages every fourth has a chance. */
+export function gfnsAnywhere(pages: number, count: number, seed: number): Float64Array {
+  const next = random(seed);
+  return Float64Array.from({ length: count }, () => Math.floor(next() * pages));
+}
+
+/** Sptes that are read back after a whole guest. */
+export const READ_BACK = 1000;
+
 /** Ranges that are zapped in a guest: operation, bytes of each, and how many at most. */
 export const RANGES: readonly [name: string, bytes: number, count: number][] = [
   ['zap-1GiB', GIB, 32],

@@ -51,13 +51,28 @@ export function fillVm(vm: Vm, guest: Guest): void {
   }
 }
 
+/**
+ * Zaps [0, bytes), in whatever slots it is, as Eptsim.whole() does a guest of one: the clock stops when the count and the
+ * sptes of `gfns` are read. `zapNs` is the time until the count was.
+ */
+export function zapWhole(vm: Vm, bytes: number, gfns: Float64Array): Outcome & { zapNs: number } {
+  const before = leafsZapped(vm);
+  const start = now();
+  vm.zapGfnRange(0, bytes / PAGE);
+  const leafs = leafsZapped(vm) - before;
+  const zapNs = now() - start;
+  const looked = sumOf(vm.sptes(gfns));
+  return { ns: now() - start, zapNs, leafs, looked };
+}
+const leafsZapped = (vm: Vm): number => vm.stat('leafs_zapped_direct_4k') + vm.stat('leafs_zapped_direct_2m');
+
 let isWarm = false;
 /**
  * Calls what is timed until V8 has optimised it: its first code for WebAssembly is several times slower, and a whole
  * guest is zapped in so few calls that a bench would time that. The compiled code belongs to the module, so a small guest
  * does for all.
  */
-function warmUp(): void {
+export function warmUp(): void {
   if (isWarm) return;
   isWarm = true;
   const guest: Guest = { bytes: 2 ** 31, density: 'half', leaves: '4k' };
@@ -147,7 +162,7 @@ export class Eptsim implements Contender {
   protected changed(walk: Walk): number {
     const { vm } = this;
     if (walk !== 'zap') return vm.stat('leafs_aged');
-    return vm.stat('leafs_zapped_direct_4k') + vm.stat('leafs_zapped_direct_2m');
+    return leafsZapped(vm);
   }
   protected doWhole(walk: Walk, guest: Guest): void {
     const whole = { slot: 0, start: 0, end: pagesOf(guest) };
