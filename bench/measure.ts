@@ -93,7 +93,8 @@ export async function measure(
       operation: found.operation,
       leaves: guest.leaves,
       roots: found.roots ?? 'direct',
-      planes: guest.density === 'full' ? 0 : 2,
+      // Present and accessed; the leaves of a mirror are never aged.
+      planes: guest.density === 'full' ? 0 : found.roots === 'mirror' ? 1 : 2,
       contender: name,
       nsPerPage: nsPerOperation / (whole ? pagesOf(guest) : npages),
       nsPerOperation,

@@ -22,7 +22,8 @@ const times = (ratio: number | null) => (ratio === null ? '' : `${Number(ratio.t
 function restOf(row: Row): string {
   const parts = [];
   if (row.bytesPerPage !== undefined) parts.push(`${row.bytesPerPage.toFixed(3)} B/page`);
-  if (row.bytes !== undefined && row.question === 'start') parts.push(`${row.bytes} bytes`);
+  // Of scale it is all of the engine's memory, which the note has.
+  if (row.bytes !== undefined && row.question !== 'scale') parts.push(`${row.bytes} bytes`);
   if (row.perSecond !== undefined) parts.push(`${(row.perSecond / 1e6).toPrecision(3)} M/s`);
   if (row.note !== undefined) parts.push(row.note);
   return parts.join('; ');
