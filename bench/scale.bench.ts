@@ -16,7 +16,7 @@ import {
   vmWithLog,
 } from './planes.ts';
 import { type BenchContext, type Goal, type Row, row } from './rows.ts';
-import { GIB, gfnsAnywhere, PAGE, READ_BACK, SEED, TIB } from './workloads.ts';
+import { GIB, gfnsAnywhere, MIB, PAGE, READ_BACK, SEED, TIB } from './workloads.ts';
 
 const STORAGES: readonly [Storage, Goal][] = [
   [UNIFORM, 'bytes per guest 4K page, uniform'],
@@ -77,7 +77,7 @@ function largest(guestBytes: number, density: 'full' | 'half', goal: Goal | null
   if (leafs !== mapped || looked !== 0) {
     throw new Error(`scale: ${leafs} of ${mapped} leaves were zapped, and ${looked} was read`);
   }
-  const made = `${mapped} leaves mapped in ${seconds.toFixed(2)} s, memory ${(used / GIB).toFixed(2)} GiB`;
+  const made = `${mapped} leaves mapped in ${seconds.toFixed(2)} s, memory ${(used / MIB).toFixed(2)} MiB`;
   return row({
     question: 'scale',
     guestBytes,
