@@ -38,13 +38,14 @@ function casesOf(guest: Guest, quick: boolean): Case[] {
 
 function goalOf({ guest, operation, order }: Case, contender: string): Goal | null {
   if (guest.leaves !== '4k' || guest.density === 'fragmented') return null;
-  const isLarge = guest.bytes === 64 * GIB || guest.bytes === 256 * GIB;
   if (contender === 'wasm layout A tdp_iter') {
     return operation === 'zap-whole' ? 'same algorithm, Wasm A vs native A (tdp_iter)' : null;
   }
-  if (contender !== 'eptsim' || !isLarge) return null;
+  if (contender !== 'eptsim') return null;
   const isHalf = guest.density === 'half';
-  if (operation === 'zap-whole' && isHalf) return 'zap whole guest, 64 and 256 GiB 4K, 50% random';
+  // The goals for whole zaps name their guests; the others are for all.
+  const isLarge = guest.bytes === 64 * GIB || guest.bytes === 256 * GIB;
+  if (operation === 'zap-whole' && isHalf) return isLarge ? 'zap whole guest, 64 and 256 GiB 4K, 50% random' : null;
   if (operation === 'zap-whole') return guest.bytes === 64 * GIB ? 'zap whole guest, 64 GiB 4K, uniform' : null;
   if (operation === 'age-whole') return isHalf ? 'age whole guest, 50% random' : null;
   if (operation === 'zap-1GiB') return 'zap 1 GiB ranges';
