@@ -86,6 +86,18 @@ export function chunksClear(entryPtr: usize, from: i32, to: i32): u32 {
   return cleared;
 }
 
+/** As chunksClear() of one chunk of CHUNKS. */
+export function chunkClear(entryPtr: usize, index: u32): u32 {
+  const ptr = chunksPtr(entryPtr) + ((<usize>(index >> 6)) << 3);
+  const word = load<u64>(ptr);
+  const was = (word >> (index & 63)) & 1;
+  // The last full one ends them.
+  if (presentCount(entryPtr) == 1) return chunksClear(entryPtr, <i32>index, <i32>index + 1);
+  store<u64>(ptr, word ^ (was << (index & 63)));
+  store<u32>(entryPtr, load<u32>(entryPtr, 8) - <u32>was, 8);
+  return <u32>was;
+}
+
 /** Gives every key of CHUNKS `flags`. */
 export function chunksModify(entryPtr: usize, flags: u32): void {
   store<u32>(entryPtr, (load<u32>(entryPtr) & ~0xff00) | (flags << 8));

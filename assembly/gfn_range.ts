@@ -3,8 +3,9 @@
 
 import { LEAF_GROWTH_BLOCKS, reserve, reserveAmply } from './blocks';
 import { gfnOf, isGfn, spteAt } from './check';
+import { chunkFlags } from './chunks';
 import { C_LEAFS_AGED, C_ZAPPED_DIRECT_4K, counter, ctl, FORM_GMEM_V13, PROFILE_6_12, PROFILE_6_16 } from './control';
-import { LT, TABLE, tagOf } from './entry';
+import { CHUNKS, indexAt, LT, TABLE, tagOf } from './entry';
 import { IO_BASE } from './layout';
 import { ltFlags } from './leaf_table';
 import { lossRequest, overZapped, PRODUCER_DIRECT } from './losses';
@@ -255,8 +256,12 @@ function findEntries(root: Root, startsPtr: usize, foundPtr: usize, ranges: u32,
 
 /** What the walk for `key` ends at, in `entry` of zapEntryAt(); as spteAt(). */
 function spteInEntry(root: Root, entry: usize, key: u64): u32 {
-  // As flagsIn(), whose call the usual case is spared.
-  const flags = tagOf(entry) == LT ? ltFlags(entry, <i32>(key & 511)) : flagsIn(entry, key);
+  // As flagsIn(), whose call the usual cases are spared.
+  const tag = tagOf(entry);
+  let flags: u32;
+  if (tag == LT) flags = ltFlags(entry, <i32>(key & 511));
+  else if (tag == CHUNKS) flags = chunkFlags(entry, indexAt(key, 2));
+  else flags = flagsIn(entry, key);
   return flags == 0 && ctl.sideCount != 0
     ? spteAt(root, key)
     : codeOfFlags(flags) | ((<u32>zapEntryLevel(entry)) << 16);

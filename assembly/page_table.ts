@@ -7,7 +7,7 @@
 // Left out: pfns. They follow from the backing (host_mm.ts, guest_memfd.ts).
 
 import { allocateUpper, release } from './blocks';
-import { chunkFlags, chunkRunEnd, chunksClear, chunksCount, chunksModify, takesChunks } from './chunks';
+import { chunkClear, chunkFlags, chunkRunEnd, chunksClear, chunksCount, chunksModify, takesChunks } from './chunks';
 import { GUEST_PATH, HOST_PATH } from './control';
 import {
   blockPtr,
@@ -449,8 +449,9 @@ export function zapEntryClear(entryPtr: usize, key: u64, from: i32, to: i32): u3
     setEmpty(entryPtr);
     return leafs;
   }
-  if (!takesChunks(entryPtr)) return 0;
   const chunk = <i32>indexAt(key, 2);
+  if (tagOf(entryPtr) == CHUNKS) return chunkClear(entryPtr, chunk) << 9;
+  if (!takesChunks(entryPtr)) return 0;
   return chunksClear(entryPtr, chunk, chunk + 1) << 9;
 }
 

@@ -219,6 +219,7 @@ const inlined: Record<string, string[]> = {
   blocks: ['release', 'reserve', 'wantCuts'],
   check: ['gfnOf', 'isGfn'],
   control: ['count'],
+  chunks: ['chunkClear', 'chunkFlags'],
   dirty_log: ['markPagesDirty'],
   entry: ['childPtr', 'descriptor', 'indexAt', 'pagesOf'],
   gfn_range: ['doRange', 'spteInEntry', 'takesRanges', 'vmGfnRange'],
