@@ -520,6 +520,23 @@ export function ltClearCounted(entryPtr: usize): u32 {
   return counted;
 }
 
+/** Of ltAgeRun(): keys that were young. */
+export let agedKeys: u64 = 0;
+
+/** ltClearCounted() of the leaf tables from the entry at `first` on, up to `end` or an entry that is none. Returns which. */
+export function ltAgeRun(first: usize, end: usize): usize {
+  let keys: u64 = 0;
+  let at = first;
+  for (; at < end; at += ENTRY_BYTES) {
+    if ((load<u32>(at) & 7) != LT) break;
+    keys += <u64>((load<u32>(at, 8) >> 10) & 0x3ff);
+  }
+  agedKeys = keys;
+  if (keys == 0) return at;
+  for (let entry = first; entry < at; entry += ENTRY_BYTES) ltClearCounted(entry);
+  return at;
+}
+
 /** First index after `from` (up to `to`) whose key differs in flags from the key at `from`. */
 export function ltRunEnd(entryPtr: usize, from: i32, to: i32): i32 {
   const desc = load<u32>(entryPtr);

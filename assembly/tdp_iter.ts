@@ -35,8 +35,9 @@ import {
   UNIFORM_OF_4K,
 } from './entry';
 import {
+  agedKeys,
+  ltAgeRun,
   ltClear,
-  ltClearCounted,
   ltCount,
   ltEmptyReleased,
   ltFlags,
@@ -422,6 +423,15 @@ function walkEntry(entryPtr: usize, level: i32, start: u64, end: u64): void {
       const tag = tagOf(child);
       const isWhole = next - at == 512;
       if (tag == LT) {
+        if (isAge && isWhole) {
+          const first = child;
+          child = ltAgeRun(first, first + ((<usize>((end - at) >> 9)) << 4));
+          const keys = (<u64>(child - first)) << 5;
+          visited += keys;
+          hits1 += agedKeys;
+          at += keys;
+          continue;
+        }
         if (isPlainZap && isWhole) {
           const first = child;
           child = ltReleaseRun(first, first + ((<usize>((end - at) >> 9)) << 4));
@@ -437,8 +447,7 @@ function walkEntry(entryPtr: usize, level: i32, start: u64, end: u64): void {
           continue;
         }
         visited += next - at;
-        if (isAge && isWhole) hits1 += <u64>ltClearCounted(child);
-        else leafTable(child, at, next);
+        leafTable(child, at, next);
       } else if (isWhole && (isPlainZap || isAge)) {
         // A leaf or nothing. Whether there is a leaf, or a young one, is for no branch to guess.
         const desc = load<u32>(child);
