@@ -96,21 +96,21 @@ export function wantCuts(entryPtr: usize, level: i32, start: u64, end: u64): voi
 }
 
 /**
- * Adds what it takes at most to change any keys of [start, end), each on its own, in one flag. `mayFill`: keys that are
+ * Adds what it takes at most to change any keys of [start, end), each on its own, in `flags` flags. `mayFill`: keys that are
  * absent now may be present by then.
  */
-export function wantScattered(entryPtr: usize, level: i32, start: u64, end: u64, mayFill: bool): void {
+export function wantScattered(entryPtr: usize, level: i32, start: u64, end: u64, flags: u32, mayFill: bool): void {
   const tag = tagOf(entryPtr);
   if (start >= end) return;
   if (tag == LT) {
     if (mayFill) wantedBlocks += LEAF_GROWTH_BLOCKS;
-    else if (presentCount(entryPtr) != 0) wantedBlocks += blocksToGrow(load<u32>(entryPtr) >> 24);
+    else if (presentCount(entryPtr) != 0) wantedBlocks += blocksToGrow(load<u32>(entryPtr) >> 24, flags);
     return;
   }
   if (tag != TABLE) {
     if (!mayFill && (flagsOf(entryPtr) & 1) == 0) return;
     for (let at = level; at > 2; at--) wantedUppers += spanned(at, start, end);
-    wantedBlocks += spanned(2, start, end) * (mayFill ? LEAF_GROWTH_BLOCKS : 1);
+    wantedBlocks += spanned(2, start, end) * (mayFill ? LEAF_GROWTH_BLOCKS : blocksToGrow(0, flags));
     return;
   }
   const childLevel = level - 1;
@@ -118,7 +118,7 @@ export function wantScattered(entryPtr: usize, level: i32, start: u64, end: u64,
   let at = start;
   while (at < end) {
     const next = min((at & ~(pages - 1)) + pages, end);
-    wantScattered(childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next, mayFill);
+    wantScattered(childPtr(entryPtr, indexAt(at, childLevel)), childLevel, at, next, flags, mayFill);
     at = next;
   }
 }
@@ -142,11 +142,14 @@ function spanned(level: i32, start: u64, end: u64): u64 {
   const shift = 9 * (level - 1);
   return ((end - 1) >> shift) - (start >> shift) + 1;
 }
-/** Blocks that a leaf table takes when one more bit differs; `allocated` planes have their place. */
-function blocksToGrow(allocated: u32): u64 {
-  const planes = popcnt(allocated);
-  if (planes == 0) return 1;
-  return planes == 1 || planes == 4 ? 4 : 0;
+/** Blocks that a leaf table takes at most when `flags` more bits differ; `allocated` planes have their place. */
+function blocksToGrow(allocated: u32, flags: u32): u64 {
+  const before = popcnt(allocated);
+  const after = before + flags;
+  let blocks: u64 = before == 0 ? 1 : 0;
+  if (before < 2 && after >= 2) blocks += QUAD_BLOCKS;
+  if (before < 5 && after >= 5) blocks += QUAD_BLOCKS;
+  return blocks;
 }
 
 function stackBasePtr(sizeClass: i32): usize {

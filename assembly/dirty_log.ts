@@ -204,7 +204,7 @@ function reserveProtect(slot: Memslot, first: u64, end: u64): bool {
   wantNothing();
   if (first < end) {
     wantCuts(dirtyTree(slot), DIRTY_LEVEL, first, end);
-    wantScattered(dirtyTree(slot), DIRTY_LEVEL, first, end, false);
+    wantScattered(dirtyTree(slot), DIRTY_LEVEL, first, end, 1, false);
     wantScatteredWalks(slot.asId, slot.baseGfn + first, slot.baseGfn + end);
   }
   return reserveWanted();

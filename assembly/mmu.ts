@@ -61,7 +61,7 @@ export function wantGfnRange(slot: Memslot, startGfn: u64, endGfn: u64): void {
   if (!hasMirroredTdp() || slot.gmem == 0) return;
   const offset = slot.gmemPgoff - slot.baseGfn;
   const tree = pagesTree(gmemAt(slot.gmem - 1));
-  if (tdxZapsPiecewise()) wantScattered(tree, PAGES_LEVEL, startGfn + offset, endGfn + offset, true);
+  if (tdxZapsPiecewise()) wantScattered(tree, PAGES_LEVEL, startGfn + offset, endGfn + offset, 1, true);
   wantCuts(tree, PAGES_LEVEL, startGfn + offset, endGfn + offset);
 }
 
@@ -88,7 +88,8 @@ export function wantGfnRanges(slot: Memslot, startGfn: u64, endGfn: u64): void {
   wantScatteredWalks(slot.asId, startGfn, endGfn);
   if (!hasMirroredTdp() || slot.gmem == 0) return;
   const offset = slot.gmemPgoff - slot.baseGfn;
-  wantScattered(pagesTree(gmemAt(slot.gmem - 1)), PAGES_LEVEL, startGfn + offset, endGfn + offset, false);
+  // A private page that goes is no longer written, nor the TD's.
+  wantScattered(pagesTree(gmemAt(slot.gmem - 1)), PAGES_LEVEL, startGfn + offset, endGfn + offset, 2, false);
 }
 
 /** Mirrors: kvm_age_gfn() */

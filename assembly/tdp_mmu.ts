@@ -238,7 +238,7 @@ export function wantWalk(asId: u32, startGfn: u64, endGfn: u64): void {
     wantCuts(entryOf(root), rootEntryLevel(), min(startGfn, limit) + bits, min(endGfn, limit) + bits);
     if (root.kind == ROOT_MIRROR) {
       const end = min(endGfn, limit);
-      if (tdxZapsPiecewise()) wantScattered(SEPT_TREE, rootEntryLevel(), startGfn, end, true);
+      if (tdxZapsPiecewise()) wantScattered(SEPT_TREE, rootEntryLevel(), startGfn, end, 1, true);
       wantCuts(SEPT_TREE, rootEntryLevel(), min(startGfn, limit), end);
       wantTdxZap();
     }
@@ -260,11 +260,12 @@ export function wantScatteredWalks(asId: u32, startGfn: u64, endGfn: u64): void 
     const end = min(endGfn, limit) + bits;
     wantCuts(entryOf(root), rootEntryLevel(), min(startGfn, limit) + bits, end);
     if (root.kind == ROOT_MIRROR) {
-      wantScattered(SEPT_TREE, rootEntryLevel(), startGfn, min(endGfn, limit), mayFill);
+      // BLOCKED, then absent.
+      wantScattered(SEPT_TREE, rootEntryLevel(), startGfn, min(endGfn, limit), 2, mayFill);
       wantTdxZap();
     }
-    wantScattered(entryOf(root), rootEntryLevel(), startGfn + bits, end, mayFill);
-    if (ctl.staleRecords != 0) wantScattered(STALE_TREE, 7, startGfn, endGfn, true);
+    wantScattered(entryOf(root), rootEntryLevel(), startGfn + bits, end, 1, mayFill);
+    if (ctl.staleRecords != 0) wantScattered(STALE_TREE, 7, startGfn, endGfn, 1, true);
   }
 }
 

@@ -266,3 +266,38 @@ test('an access that runs out of memory on the way says how many were done', () 
   const exit = vm.vcpus[0].access({ gpa: (FIRST + 1300) * PAGE, kind: 'write', count: 10 });
   expect(exit).toMatchObject({ reason: 'error', errno: 'ENOMEM', done: 2, gpa: BigInt((FIRST + 1302) * PAGE) });
 });
+
+test('private pages that a notifier event takes piece by piece find the room they need, or none of them goes', () => {
+  // Each leaf table of the file comes to differ in two flags, written and the TD's own.
+  const size = 300 * 512 * PAGE;
+  const vm = createVmSync({ ...SMALL, type: 'tdx', memory: 2 ** 30, kernel: 'linux-6.12', filterForm: 'none' });
+  vm.host.mmap({ kind: 'anon4k', hva: SLOT_HVA, length: size });
+  const { fd } = vm.createGuestMemfd({ size });
+  const place = { slot: 0, flags: 4, guestPhysAddr: 0, memorySize: size, userspaceAddr: SLOT_HVA };
+  vm.setUserMemoryRegion2({ ...place, guestMemfd: fd });
+  vm.setMemoryAttributes({ address: 0, size, attributes: 8 });
+  vm.vcpus[0].accept({ gpa: 0, size });
+  vm.host.access({ hva: SLOT_HVA, length: size, write: true, step: 50 * PAGE });
+  const full = vm.snapshot();
+  const goesWith = (blocks: number): boolean => {
+    vm.restore(full);
+    vm.spareBlocks(blocks);
+    const before = vm.snapshot();
+    try {
+      vm.host.migrate({ hva: SLOT_HVA, length: size });
+    } catch (error) {
+      if (!isOutOfMemory(error)) throw error;
+      expect(Buffer.compare(vm.snapshot(), before)).toBe(0);
+      return false;
+    }
+    expect(vm.check()).toEqual([]);
+    return true;
+  };
+  let [refused, enough] = [0, 2 ** 14];
+  expect([goesWith(refused), goesWith(enough)]).toEqual([false, true]);
+  while (enough - refused > 1) {
+    const middle = (refused + enough) >> 1;
+    if (goesWith(middle)) enough = middle;
+    else refused = middle;
+  }
+});
