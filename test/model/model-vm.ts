@@ -1173,7 +1173,8 @@ export class ModelVm {
   recoverNxHugePages(): number {
     this.alive();
     let zapped = 0;
-    for (const table of [...this.nxTables]) {
+    // By gfn, as the engine does (docs/fidelity.md): KVM takes the oldest first.
+    for (const table of [...this.nxTables].sort((a, b) => a.gfn - b.gfn || b.level - a.level)) {
       for (const root of this.roots) {
         const parent = this.findParent(root.table, table);
         if (!parent) continue;
