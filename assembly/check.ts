@@ -172,7 +172,8 @@ function spteBelow(root: Root, entry: usize, level: i32, key: u64): u32 {
   const tag = desc & 7;
   if (tag == LT) {
     const flags = ltFlags(entry, <i32>(key & 511));
-    return (flags == 0 ? sideGet(sideKey(indexOf(root), key)) : codeOfFlags(flags)) | (1 << 16);
+    const isElsewhere = ctl.sideCount != 0 && flags == 0;
+    return (isElsewhere ? sideGet(sideKey(indexOf(root), key)) : codeOfFlags(flags)) | (1 << 16);
   }
   if (tag >= UNIFORM) level = (desc >> 3) & 15;
   const flags = tag == CHUNKS ? chunkFlags(entry, indexAt(key, 2)) : (desc >> 8) & 255;

@@ -231,9 +231,9 @@ export function ltFlags(entryPtr: usize, index: i32): u32 {
     const bit = ctz(left);
     const value = <u32>(load<u64>(wordPtr(entryPtr, bit, index >> 6)) >> shift) & 1;
     flags = (flags & ~((<u32>1) << bit)) | (value << bit);
-    if ((flags & 1) == 0) return 0;
   }
-  return flags & 1 ? flags : 0;
+  // Whether it is present is for no branch to guess: of sptes read at random it would be wrong as often as not.
+  return flags & -(flags & 1);
 }
 
 /** Sets keys [from, to) of a leaf table present with `flags`. */

@@ -75,7 +75,8 @@ export const SPTE_TABLE: u32 = 3;
 export const SPTE_LEAF: u32 = 4;
 
 export function codeOfFlags(flags: u32): u32 {
-  return flags & 1 ? SPTE_LEAF | ((flags >> 1) << 3) : SPTE_NONPRESENT;
+  // SPTE_NONPRESENT is 0.
+  return (SPTE_LEAF | ((flags >> 1) << 3)) & -(flags & 1);
 }
 export function codeOfMmio(generation: u32): u32 {
   return SPTE_MMIO | ((generation & 0x1fff) << 3);
