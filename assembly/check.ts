@@ -21,7 +21,7 @@ import {
 } from './entry';
 import { gmemAt, gmemByHandle, npagesOf, PAGES_LEVEL, pagesTree } from './gmems';
 import { IO_BASE, IO_BYTES } from './layout';
-import { ltFlags } from './leaf_table';
+import { ltFlags, ltFlagsUnguessed } from './leaf_table';
 import { endGfnOf, gfnToMemslot, MEM_GUEST_MEMFD } from './memslots';
 import { atEnd, atFlags, atLevel, levelThreeTable, treeAt, treeFlags, treeRunEnd } from './page_table';
 import { RMP_2M, RMP_ASSIGNED, RMP_VALIDATED, rmpFlags, rmpGfn, rmpRunEnd } from './rmp';
@@ -171,7 +171,7 @@ function spteBelow(root: Root, entry: usize, level: i32, key: u64): u32 {
   }
   const tag = desc & 7;
   if (tag == LT) {
-    const flags = ltFlags(entry, <i32>(key & 511));
+    const flags = ltFlagsUnguessed(entry, <i32>(key & 511));
     const isElsewhere = ctl.sideCount != 0 && flags == 0;
     return (isElsewhere ? sideGet(sideKey(indexOf(root), key)) : codeOfFlags(flags)) | (1 << 16);
   }

@@ -191,8 +191,8 @@ const hot: Record<string, string[]> = {
   host_mm: ['hostFaultPlain'],
   invalidate: ['mmuInvalidateBegin'],
   leaf_table: [
-    ...['addPlane', 'emptyLeafTable', 'ltAdd', 'ltClear', 'ltClearInWord', 'ltFlags', 'ltModify'],
-    ...['ltSelect', 'ltSet', 'releasePlanes', 'valueWord', 'wordPtr'],
+    ...['addPlane', 'emptyLeafTable', 'flagsOfKey', 'ltAdd', 'ltClear', 'ltClearInWord', 'ltFlags', 'ltFlagsUnguessed'],
+    ...['ltModify', 'ltSelect', 'ltSet', 'releasePlanes', 'valueWord', 'wordPtr'],
   ],
   mem_attributes: [
     ...['guardRegion', 'postSetMemoryAttributes', 'preSetMemoryAttributes', 'regionHasAttributes', 'reserveSet'],
@@ -225,7 +225,8 @@ const inlined: Record<string, string[]> = {
   gfn_range: ['doRange', 'spteInEntry', 'takesRanges', 'vmGfnRange'],
   host_mm: ['hostFaultPlain', 'setResult'],
   leaf_table: [
-    ...['emptyLeafTable', 'ltClearCounted', 'ltClearInWord', 'ltFlags', 'releasePlanes', 'valueWord'],
+    ...['emptyLeafTable', 'flagsOfKey', 'ltClearCounted', 'ltClearInWord', 'ltFlags', 'ltFlagsUnguessed'],
+    ...['releasePlanes', 'valueWord'],
     ...['wordMask', 'wordPtr', 'wordStep'],
   ],
   memslots: ['memslotAt', 'mixedTree', 'orderPtr', 'slotAtPlace'],
