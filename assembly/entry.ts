@@ -46,6 +46,8 @@ export const MARK: u32 = 1 << 30;
 export const MARK_TRACKED: u32 = 1 << 31;
 const SIDE_ONE: u32 = 1 << 20;
 export const SIDE_MASK: u32 = 0x3ff << 20;
+/** What a leaf table keeps in its counts, whatever becomes of its keys; with any of it, it never folds. */
+export const KEPT: u32 = SIDE_MASK | MARK | MARK_TRACKED;
 
 /** Keys covered by one entry of `level`. */
 export function pagesOf(level: i32): u64 {

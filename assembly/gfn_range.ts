@@ -17,7 +17,7 @@ import {
   findRoot,
   keyBitsOf,
   maxGfnExclusive,
-  mayFoldAt,
+  mayFoldIn,
   ROOT_DIRECT,
   ROOT_MIRROR,
   Root,
@@ -132,15 +132,14 @@ export function vmGfnRanges(
     const ptr = IO_BASE + ((<usize>done) << 3);
     const start = gfnOf(load<f64>(ptr));
     const last = start + pages - 1;
-    // A range that crosses into another GiB reaches the end of one.
-    const isAtFold = mayFoldAt(last + 1) || (start ^ last) >> 18 != 0;
+    const mayFold = mayFoldIn(start, last + 1);
     let entry: usize = 0;
     if (plainRoot !== null) {
       const place = done & (GROUP - 1);
       const found = foundPtr + ((<usize>place) << 2);
       if (place == 0 || !isFound) findEntries(plainRoot, ptr, found, min(ranges - done, GROUP - place), pages == 512);
       isFound = true;
-      if ((start ^ last) >> 9 == 0 && last < limit && !isAtFold) {
+      if ((start ^ last) >> 9 == 0 && last < limit && !mayFold) {
         entry = <usize>load<u32>(found);
         // A range before it may have linked its table.
         if (entry == 0 || tagOf(entry) == TABLE) {
@@ -181,7 +180,7 @@ export function vmGfnRanges(
       flush |= result;
       store<f64>(ptr, <f64>(changedLeafs(call) - before));
       // A fold frees the table that entries found stand in; tables that were linked move none.
-      if (isAtFold) isFound = false;
+      if (mayFold) isFound = false;
       isAmple = isRoomFor(ranges - done);
     }
     if (looks == 0) continue;

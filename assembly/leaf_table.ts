@@ -12,12 +12,10 @@ import {
   ENTRY_BYTES,
   flagsOf,
   isSingle,
+  KEPT,
   LT,
-  MARK,
-  MARK_TRACKED,
   planesOf,
   presentCount,
-  SIDE_MASK,
   setUniform,
 } from './entry';
 import { CLASS_PLANE, CLASS_QUAD } from './layout';
@@ -90,15 +88,14 @@ function allocatePlace(entryPtr: usize, bit: u32): void {
     return;
   }
   if (planes == 1) {
-    // The place of a lower bit is its own; that of a higher one whichever is free.
     const only = ctz(allocated);
-    const place = only > 3 && (only & 3) == bit ? bit ^ 1 : only & 3;
+    const place = only & 3;
     const single = load<u32>(entryPtr, 4);
     const quad = allocateQuad();
     copyPlane(blockPtr(quad) + placeInQuad(place), blockPtr(single), 8);
     release(CLASS_PLANE, single);
     store<u32>(entryPtr, quad, 4);
-    if (only > 3) store<u32>(entryPtr, place << ((only & 3) << 1), 12);
+    if (only > 3) store<u32>(entryPtr, place << (place << 1), 12);
   }
   let taken = allocated & 15;
   let guests = load<u32>(entryPtr, 12);
@@ -155,9 +152,6 @@ export function valueWord(entryPtr: usize, bit: u32, word: i32): u64 {
   if ((desc >> (16 + bit)) & 1) return load<u64>(wordPtr(entryPtr, bit, word));
   return (desc >> (8 + bit)) & 1 ? ~(<u64>0) : 0;
 }
-
-/** What a leaf table keeps in its counts, whatever becomes of its keys. */
-const KEPT: u32 = SIDE_MASK | MARK | MARK_TRACKED;
 
 /** An empty leaf table that keeps its side records and its mark. */
 function emptyLeafTable(entryPtr: usize): void {
@@ -320,8 +314,9 @@ export function ltAdd(entryPtr: usize, index: i32, flags: u32): void {
   store<u32>(entryPtr, counts + 1 + (flags & COUNTED_BIT ? 1 << 10 : 0), 8);
 }
 
-/** Of ltReleaseRun(): keys that were present, and what any of the leaf tables keeps. */
-export let releasedKeys: u64 = 0;
+/** Keys that ltReleaseRun() found present, or ltAgeRun() young. */
+export let runHits: u64 = 0;
+/** What any of the leaf tables of ltReleaseRun() keeps. */
 export let releasedKeeps: u32 = 0;
 
 /**
@@ -355,7 +350,7 @@ export function ltReleaseRun(first: usize, end: usize): usize {
   }
   releasedTo(CLASS_PLANE, planes);
   releasedTo(CLASS_QUAD, quads);
-  releasedKeys = keys;
+  runHits = keys;
   releasedKeeps = keeps & KEPT;
   return at;
 }
@@ -532,9 +527,6 @@ export function ltClearCounted(entryPtr: usize): u32 {
   return counted;
 }
 
-/** Of ltAgeRun(): keys that were young. */
-export let agedKeys: u64 = 0;
-
 /** ltClearCounted() of the leaf tables from the entry at `first` on, up to `end` or an entry that is none. Returns which. */
 export function ltAgeRun(first: usize, end: usize): usize {
   let keys: u64 = 0;
@@ -543,7 +535,7 @@ export function ltAgeRun(first: usize, end: usize): usize {
     if ((load<u32>(at) & 7) != LT) break;
     keys += <u64>((load<u32>(at, 8) >> 10) & 0x3ff);
   }
-  agedKeys = keys;
+  runHits = keys;
   if (keys == 0) return at;
   for (let entry = first; entry < at; entry += ENTRY_BYTES) ltClearCounted(entry);
   return at;

@@ -19,14 +19,12 @@ import {
   flagsOf,
   indexAt,
   isMarked,
+  KEPT,
   LEAF,
   LT,
   leafLevelOf,
-  MARK,
-  MARK_TRACKED,
   pagesOf,
   presentCount,
-  SIDE_MASK,
   setEmpty,
   setLeaf,
   setUniform,
@@ -108,10 +106,10 @@ export function fold(entryPtr: usize, level: i32, key: u64): void {
   const tag = desc & 7;
   if (tag == TABLE || desc >> 16 != 0 || isMarked(entryPtr)) return;
   const counts = load<u32>(first, 8);
-  if ((counts & (SIDE_MASK | MARK | MARK_TRACKED)) != 0) return;
+  if ((counts & KEPT) != 0) return;
   if (load<u32>(first + 511 * ENTRY_BYTES) != desc) return;
   for (let at: usize = ENTRY_BYTES; at < 8192; at += ENTRY_BYTES) {
-    if (load<u32>(first + at) != desc || (load<u32>(first + at, 8) & (SIDE_MASK | MARK | MARK_TRACKED)) != 0) return;
+    if (load<u32>(first + at) != desc || (load<u32>(first + at, 8) & KEPT) != 0) return;
   }
   releaseUpper(load<u32>(entryPtr, 4));
   const flags = (desc >> 8) & 255;

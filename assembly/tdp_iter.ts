@@ -35,7 +35,6 @@ import {
   UNIFORM_OF_4K,
 } from './entry';
 import {
-  agedKeys,
   ltAgeRun,
   ltClear,
   ltCount,
@@ -45,7 +44,7 @@ import {
   ltReleaseRun,
   ltRunEnd,
   releasedKeeps,
-  releasedKeys,
+  runHits,
   valueWord,
   wordMask,
 } from './leaf_table';
@@ -423,22 +422,15 @@ function walkEntry(entryPtr: usize, level: i32, start: u64, end: u64): void {
       const tag = tagOf(child);
       const isWhole = next - at == 512;
       if (tag == LT) {
-        if (isAge && isWhole) {
+        if (isWhole && (isPlainZap || isAge)) {
           const first = child;
-          child = ltAgeRun(first, first + ((<usize>((end - at) >> 9)) << 4));
+          const last = first + ((<usize>((end - at) >> 9)) << 4);
+          child = isAge ? ltAgeRun(first, last) : ltReleaseRun(first, last);
           const keys = (<u64>(child - first)) << 5;
           visited += keys;
-          hits1 += agedKeys;
+          hits1 += runHits;
           at += keys;
-          continue;
-        }
-        if (isPlainZap && isWhole) {
-          const first = child;
-          child = ltReleaseRun(first, first + ((<usize>((end - at) >> 9)) << 4));
-          const keys = (<u64>(child - first)) << 5;
-          visited += keys;
-          hits1 += releasedKeys;
-          at += keys;
+          if (isAge) continue;
           if (keys == pagesOf(3) && releasedKeeps == 0 && foldReleased(entryPtr)) {
             count(C_VISITED_L1, visited);
             return;

@@ -397,9 +397,9 @@ function isPlain(canYield: bool): bool {
   return ctl.traceOn == 0 && ctl.staleRecords == 0 && !mayStop(canYield);
 }
 
-/** Whether a walk that ends at `endGfn` may fold tables: where an entry of level 3 ends. */
-export function mayFoldAt(endGfn: u64): bool {
-  return (endGfn & 0x3ffff) == 0;
+/** Whether a walk of [startGfn, endGfn) may fold tables: where it comes to the end of an entry of level 3. */
+export function mayFoldIn(startGfn: u64, endGfn: u64): bool {
+  return (startGfn ^ endGfn) >> 18 != 0;
 }
 
 /** As walkAtOnce(), in pieces where a budget or an injected yield asks for them. */
@@ -566,7 +566,7 @@ export function tdpMmuUnmapRange(
  */
 function zapInLeafTable(root: Root, startGfn: u64, endGfn: u64): i32 {
   // A mirror root's zaps reach the S-EPT.
-  if (root.kind != ROOT_DIRECT || mayFoldAt(endGfn)) return -1;
+  if (root.kind != ROOT_DIRECT || mayFoldIn(startGfn, endGfn)) return -1;
   const bits = ctl.directBits;
   if (endGfn > maxGfnExclusive(bits)) return -1;
   const key = startGfn | bits;

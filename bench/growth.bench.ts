@@ -1,8 +1,9 @@
 // How does the cost of a whole-guest zap grow with the guest, from 4 GiB to 64 TiB?
 //
 // As in ranges.bench.ts the count and 1,000 seeded sptes are read back before the clock stops. In a uniform guest that takes
-// longer than the zap: the zap alone, up to the count, stands beside it. Writes build/bench/growth.svg: both axes logarithmic. The slope of a line through the points is printed: 1 would be
-// a cost in proportion to the pages, 0 a cost that does not depend on them.
+// longer than the zap: the zap alone, up to the count, stands beside it. Writes build/bench/growth.svg: both axes
+// logarithmic. The slope of a line through the points is printed: 1 would be a cost in proportion to the pages, 0 a cost
+// that does not depend on them.
 
 import { mkdirSync, writeFileSync } from 'node:fs';
 import type { Vm } from '../src/index.ts';

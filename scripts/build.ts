@@ -238,7 +238,7 @@ const inlined: Record<string, string[]> = {
   ],
   pause: ['gate'],
   tdp_mmu: [
-    ...['isPlain', 'keyBitsOf', 'maxGfnExclusive', 'mayFoldAt', 'mayStop', 'newLeafFlags', 'nextRoot', 'settle'],
+    ...['isPlain', 'keyBitsOf', 'maxGfnExclusive', 'mayFoldIn', 'mayStop', 'newLeafFlags', 'nextRoot', 'settle'],
     ...['tdpMmuCountFaults', 'tdpMmuLook', 'tdpMmuMapAbsent', 'zapInLeafTable'],
   ],
   tlb: ['flushIfAsked'],
