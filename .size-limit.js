@@ -4,6 +4,6 @@
 // what was reached: raise one in the commit that adds what needs it.
 
 export default [
-  { name: 'eptsim.wasm', path: 'dist/eptsim.wasm', gzip: true, limit: '40.1 KiB' },
+  { name: 'eptsim.wasm', path: 'dist/eptsim.wasm', gzip: true, limit: '40.3 KiB' },
   { name: 'eptsim.steps.wasm', path: 'dist/eptsim.steps.wasm', gzip: true, limit: '48.9 KiB' },
 ];

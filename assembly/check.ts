@@ -189,12 +189,18 @@ export function inspectSpte(kind: u32, asId: u32, gfn: f64): u32 {
 /** 2^52: a double that an integer below it was added to holds the integer in its lowest 52 bits. */
 const TWO_52: f64 = 4503599627370496.0;
 
-export function isGfn(value: f64): bool {
-  return value >= 0 && value < TWO_52 && value + TWO_52 - TWO_52 == value;
+/** The last gfn that a double can be. */
+export const GFN_LAST: u64 = 0xfffffffffffff;
+
+/** Whether a double is one of the `more` gfns behind `first`, or that. */
+export function isGfnWithin(value: f64, first: u64, more: u64): bool {
+  const sum = value + TWO_52;
+  // A fraction is lost in the sum; what is too small, too large or no number has another exponent there.
+  return sum - TWO_52 == value && reinterpret<u64>(sum) - reinterpret<u64>(TWO_52) - first <= more;
 }
-/** The gfn that isGfn() found `value` to be: what a conversion gives that need not ask whether there is one. */
+/** The gfn that isGfnWithin() found `value` to be: what a conversion gives that need not ask whether there is one. */
 export function gfnOf(value: f64): u64 {
-  return reinterpret<u64>(value + TWO_52) & 0xfffffffffffff;
+  return reinterpret<u64>(value + TWO_52) & GFN_LAST;
 }
 
 /**
@@ -210,7 +216,7 @@ export function inspectSptes(kind: u32, asId: u32, gfns: u32): u32 {
   let table: usize = 0;
   for (let index: u32 = 0; index < gfns; index++) {
     const gfn = load<f64>(IO_BASE + ((<usize>index) << 3));
-    if (!isGfn(gfn)) return index;
+    if (!isGfnWithin(gfn, 0, GFN_LAST)) return index;
     let code: u32 = 0;
     if (root !== null) {
       const key = gfnOf(gfn) | bits;

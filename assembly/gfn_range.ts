@@ -2,16 +2,16 @@
 // What a range does is mmu.ts's.
 
 import { LEAF_GROWTH_BLOCKS, reserve, reserveAmply } from './blocks';
-import { gfnOf, isGfn, spteAt } from './check';
+import { GFN_LAST, gfnOf, isGfnWithin, spteAt } from './check';
 import { chunkFlags } from './chunks';
 import { C_LEAFS_AGED, C_ZAPPED_DIRECT_4K, counter, ctl, FORM_GMEM_V13, PROFILE_6_12, PROFILE_6_16 } from './control';
 import { CHUNKS, indexAt, LT, TABLE, tagOf } from './entry';
 import { IO_BASE } from './layout';
-import { ltFlags } from './leaf_table';
+import { ltClear, ltClearInWord, ltFlags } from './leaf_table';
 import { lossRequest, overZapped, PRODUCER_DIRECT } from './losses';
 import { endGfnOf, Memslot, memslotAt } from './memslots';
 import { ageGfn, setSpteGfn, testAgeGfn, unmapGfnRange, zapGfnRange } from './mmu';
-import { flagsIn, zapEntryAt, zapEntryClear, zapEntryLevel, zapEntryTouch } from './page_table';
+import { flagsIn, zapEntryAt, zapEntryChunk, zapEntryLeaf, zapEntryLevel, zapEntryTouch } from './page_table';
 import { EINVAL, EIO, EOPNOTSUPP, STATUS_CAPACITY } from './status';
 import {
   findRoot,
@@ -108,95 +108,57 @@ export function vmGfnRanges(
 ): i32 {
   const slot = memslotAt(asId, slotId);
   const pages = <u64>npages;
-  const looksPtr = IO_BASE + ((<usize>ranges) << 3);
+  looksAt = looks == 0 ? 0 : (<usize>ranges) << 3;
+  lookRoot = findRoot(looks == 2 ? ROOT_MIRROR : ROOT_DIRECT, asId);
+  const plainRoot = plainRootOf(call, slot, pages, arg, selector);
+  isLookNear = looks != 0 && plainRoot !== null && lookRoot === plainRoot;
   // Behind questions and answers.
-  const foundPtr = IO_BASE + ((<usize>ranges) << 4);
-  const lookRoot = findRoot(looks == 2 ? ROOT_MIRROR : ROOT_DIRECT, asId);
-  const lookBits: u64 = lookRoot === null ? 0 : keyBitsOf(lookRoot);
-  const plainRoot = plainRootOf(call, asId, pages, arg, selector);
-  const limit = plainRoot === null ? 0 : maxGfnExclusive(keyBitsOf(plainRoot));
-  // Zapped in place: walks and leaves, and those of them that ended at level 2.
-  let walks: u64 = 0;
-  let leafs: u64 = 0;
-  let walks2: u64 = 0;
-  let leafs2: u64 = 0;
+  const groupPtr = IO_BASE + ((<usize>ranges) << 4);
+  walks = 0;
+  leafs = 0;
+  walks2 = 0;
+  leafs2 = 0;
   let isFound = false;
   let isAmple = isRoomFor(ranges);
-  // Of the last range, if it was zapped in place: what a call for it alone would leave in Control.
-  let lastEntry: usize = 0;
-  let lastStart: u64 = 0;
-  let lastHits: u64 = 0;
+  let isInPlace = false;
   let flush = 0;
   let done: u32 = 0;
-  for (; done < ranges; done++) {
+  while (done < ranges) {
     const ptr = IO_BASE + ((<usize>done) << 3);
-    const start = gfnOf(load<f64>(ptr));
-    const last = start + pages - 1;
-    const mayFold = mayFoldIn(start, last + 1);
-    let entry: usize = 0;
-    if (plainRoot !== null) {
-      const place = done & (GROUP - 1);
-      const found = foundPtr + ((<usize>place) << 2);
-      if (place == 0 || !isFound) findEntries(plainRoot, ptr, found, min(ranges - done, GROUP - place), pages == 512);
-      isFound = true;
-      if ((start ^ last) >> 9 == 0 && last < limit && !mayFold) {
-        entry = <usize>load<u32>(found);
-        // A range before it may have linked its table.
-        if (entry == 0 || tagOf(entry) == TABLE) {
-          findEntries(plainRoot, ptr, found, 1, pages == 512);
-          entry = <usize>load<u32>(found);
-        }
-      }
-    }
-    if (entry != 0) {
-      if (!isAmple && !reserve(64, 24)) {
-        ctl.result1 = STATUS_CAPACITY;
-        break;
-      }
-      const isHuge = zapEntryLevel(entry) == 2;
-      const zapped = zapEntryClear(entry, start, <i32>(start & 511), <i32>(last & 511) + 1);
-      walks++;
-      leafs += <u64>zapped;
-      if (isHuge) {
-        walks2++;
-        leafs2 += <u64>zapped;
-        if (zapped != 0 && pages != 512) {
-          lossRequest(start, last + 1, arg, selector);
-          zappedBeyond(start, last + 1);
-        }
-      }
-      lastHits = <u64>zapped;
-      lastStart = start;
-      lastEntry = entry;
-      store<f64>(ptr, <f64>zapped);
+    if (plainRoot === null || !isAmple) {
+      isFound = false;
     } else {
-      lastEntry = 0;
-      const before = changedLeafs(call);
-      const result = doRange(call, slot, start, last + 1, arg, selector);
-      if (result < 0) {
-        ctl.result1 = <f64>result;
-        break;
-      }
-      flush |= result;
-      store<f64>(ptr, <f64>(changedLeafs(call) - before));
-      // A fold frees the table that entries found stand in; tables that were linked move none.
-      if (mayFold) isFound = false;
-      isAmple = isRoomFor(ranges - done);
+      const place = done & (GROUP - 1);
+      const foundPtr = groupPtr + ((<usize>place) << 2);
+      const left = min(ranges - done, GROUP - place);
+      if (place == 0 || !isFound) findEntries(plainRoot, ptr, foundPtr, left, <u32>pages);
+      isFound = true;
+      const zapped = zapFound(ptr, foundPtr, left, <i32>pages, arg, selector);
+      isInPlace = zapped != 0;
+      done += zapped;
+      if (isInPlace) continue;
     }
-    if (looks == 0) continue;
-    const key = gfnOf(load<f64>(looksPtr + ((<usize>done) << 3))) | lookBits;
-    let code: u32 = 0;
-    if (entry != 0 && lookRoot === plainRoot && (key ^ (start | lookBits)) >> 9 == 0) {
-      code = spteInEntry(lookRoot!, entry, key);
-    } else if (lookRoot !== null) {
-      code = spteAt(lookRoot, key);
+    const start = gfnOf(load<f64>(ptr));
+    const before = changedLeafs(call);
+    const result = doRange(call, slot, start, start + pages, arg, selector);
+    isInPlace = false;
+    if (result < 0) {
+      ctl.result1 = <f64>result;
+      break;
     }
-    store<u32>(looksPtr + ((<usize>done) << 2), code);
+    flush |= result;
+    store<f64>(ptr, <f64>(changedLeafs(call) - before));
+    if (looks != 0) look(ptr);
+    // A fold frees the table that entries found stand in; tables that were linked move none, and are found with the next group.
+    if (mayFoldIn(start, start + pages)) isFound = false;
+    done++;
+    isAmple = isRoomFor(ranges - done);
   }
   if (plainRoot !== null) {
     tdpMmuZappedIn(plainRoot, walks, (walks - walks2) * pages, leafs - leafs2, leafs2, leafs2 * (512 - pages));
   }
-  if (lastEntry != 0) {
+  if (isInPlace) {
+    // What a call for the last of them alone would leave in Control.
     lossRequest(lastStart, lastStart + pages, arg, selector);
     ctl.walkHits = lastHits;
   }
@@ -209,21 +171,48 @@ export function vmGfnRanges(
   return <i32>done;
 }
 
+/** Bytes from the ranges to the gfns to look at; 0 if none are. */
+let looksAt: usize = 0;
+/** The root to look at; null if there is none. */
+let lookRoot: Root | null = null;
+/** Whether that is where ranges are zapped in place. */
+let isLookNear: bool = false;
+
+/** Answers what the walk to the gfn that is looked at after the range at `ptr` ends at: `code`, as inspectSpte(). */
+function answer(ptr: usize, code: u32): void {
+  store<u32>(IO_BASE + looksAt + ((ptr - IO_BASE) >> 1), code);
+}
+/** Looks after the range at `ptr`. */
+function look(ptr: usize): void {
+  const root = lookRoot;
+  answer(ptr, root === null ? 0 : spteAt(root, gfnOf(load<f64>(ptr + looksAt)) | keyBitsOf(root)));
+}
+
 // Ranges within a leaf table or a 2M leaf, of a VM where nothing else needs to know of each, are found by groups and zapped in
 // place: the same changes and counts as one call each. Whole ones also where leaf tables are not stored one by one.
 
 /** Ranges that are looked up together. A power of two. */
 const GROUP: u32 = 64;
 
+/** Of the ranges zapped in place: walks and leaves, and those of them that ended at level 2. */
+let walks: u64 = 0;
+let leafs: u64 = 0;
+let walks2: u64 = 0;
+let leafs2: u64 = 0;
+/** Of the last of them: its first gfn, and how many leaves it had. */
+let lastStart: u64 = 0;
+let lastHits: u64 = 0;
+
 /** Whether `ranges` zaps in place, which may each give a table its planes, can all be reserved for without asking. */
 function isRoomFor(ranges: u32): bool {
   return reserveAmply(64, (<u64>ranges + 24) * LEAF_GROWTH_BLOCKS);
 }
 
-function plainRootOf(call: u32, asId: u32, pages: u64, arg: u64, selector: u32): Root | null {
+function plainRootOf(call: u32, slot: Memslot, pages: u64, arg: u64, selector: u32): Root | null {
   if (call != CALL_UNMAP || pages > 512) return null;
   ctl.producer = PRODUCER_DIRECT;
-  return tdpMmuPlainRoot(vendorRootsOfRange(selector, arg), asId, (selector & MAY_BLOCK) != 0);
+  const root = tdpMmuPlainRoot(vendorRootsOfRange(selector, arg), slot.asId, (selector & MAY_BLOCK) != 0);
+  return root !== null && endGfnOf(slot) <= maxGfnExclusive(keyBitsOf(root)) ? root : null;
 }
 
 /** A direct 2M leaf went whole, for a part of it. */
@@ -233,8 +222,12 @@ function zappedBeyond(start: u64, end: u64): void {
   overZapped(0, end, base + 512);
 }
 
-/** Writes the entries that ranges are zapped in (zapEntryAt()), or 0, as u32 at `foundPtr`. */
-function findEntries(root: Root, startsPtr: usize, foundPtr: usize, ranges: u32, isWhole: bool): void {
+/**
+ * Writes the entries that the `ranges` ranges at `startsPtr` are zapped in (zapEntryAt()) as u32 at `foundPtr`: 0 for one that
+ * meets two leaf tables or may fold some, too.
+ */
+function findEntries(root: Root, startsPtr: usize, foundPtr: usize, ranges: u32, pages: u32): void {
+  const isWhole = pages == 512;
   const bits = keyBitsOf(root);
   let near: u64 = ~(<u64>0);
   let levelThree: usize = 0;
@@ -244,26 +237,92 @@ function findEntries(root: Root, startsPtr: usize, foundPtr: usize, ranges: u32,
       near = gfn >> 27;
       levelThree = tdpMmuLevelThree(root, gfn);
     }
-    const entry: usize = levelThree == 0 ? 0 : zapEntryAt(levelThree, gfn | bits, isWhole);
+    let entry: usize = 0;
+    const isIn = (<u32>gfn & 511) + pages <= 512 && ((<u32>gfn + pages) & 0x3ffff) != 0;
+    if (isIn && levelThree != 0) entry = zapEntryAt(levelThree, gfn | bits, isWhole);
     store<u32>(foundPtr + ((<usize>index) << 2), <u32>entry);
   }
+  if (ctl.arenaNext <= CACHED_BLOCKS) return;
+  // What goes whole goes with its entry.
+  let read: u32 = 0;
   for (let index: u32 = 0; index < ranges; index++) {
-    const table = <usize>load<u32>(foundPtr + ((<usize>index) << 2));
-    if (table != 0) zapEntryTouch(table, gfnOf(load<f64>(startsPtr + ((<usize>index) << 3))), isWhole);
+    const entry = <usize>load<u32>(foundPtr + ((<usize>index) << 2));
+    const gfn = gfnOf(load<f64>(startsPtr + ((<usize>index) << 3)));
+    if (entry != 0) read ^= isWhole ? load<u32>(entry) : zapEntryTouch(entry, gfn);
   }
+  touched ^= read;
 }
 
-/** What the walk for `key` ends at, in `entry` of zapEntryAt(); as spteAt(). */
-function spteInEntry(root: Root, entry: usize, key: u64): u32 {
+/** Of arenas that use no more, a cache nearest but one to the processor holds enough: nothing there takes long to wait for. */
+const CACHED_BLOCKS: u32 = (1 << 20) >> 6;
+/** What findEntries() read: so that no optimiser leaves it out. */
+let touched: u32 = 0;
+
+/**
+ * Zaps the ranges at `startsPtr` in the entries that findEntries() left at `foundPtr`, `ranges` at most, up to the first that
+ * has none. Returns how many. Requires: isRoomFor() them.
+ */
+function zapFound(startsPtr: usize, foundPtr: usize, ranges: u32, pages: i32, arg: u64, selector: u32): u32 {
+  const looks = looksAt;
+  let start: u64 = 0;
+  let hits: u64 = 0;
+  let hitsOfLast: u32 = 0;
+  let index: u32 = 0;
+  for (; index < ranges; index++) {
+    const entry = <usize>load<u32>(foundPtr + ((<usize>index) << 2));
+    if (entry == 0) break;
+    const tag = tagOf(entry);
+    const ptr = startsPtr + ((<usize>index) << 3);
+    start = gfnOf(load<f64>(ptr));
+    if (tag == LT) {
+      const from = <i32>start & 511;
+      const isInWord = (from & 63) + pages <= 64;
+      hitsOfLast = isInWord ? ltClearInWord(entry, from, from + pages) : ltClear(entry, from, from + pages);
+    } else {
+      if (tag == TABLE) break;
+      hitsOfLast = zapOther(entry, start, pages, arg, selector);
+    }
+    hits += <u64>hitsOfLast;
+    store<f64>(ptr, <f64>hitsOfLast);
+    if (looks != 0) lookBeside(ptr, entry, start);
+  }
+  if (index != 0) {
+    walks += <u64>index;
+    leafs += hits;
+    lastStart = start;
+    lastHits = <u64>hitsOfLast;
+  }
+  return index;
+}
+
+/** Zaps a range of zapFound() in what is no leaf table. Returns how many leaves there were. */
+function zapOther(entry: usize, start: u64, pages: i32, arg: u64, selector: u32): u32 {
+  if (zapEntryLevel(entry) != 2) return zapEntryChunk(entry, start);
+  const hits = zapEntryLeaf(entry);
+  walks2++;
+  leafs2 += <u64>hits;
+  if (hits != 0 && pages != 512) {
+    lossRequest(start, start + pages, arg, selector);
+    zappedBeyond(start, start + pages);
+  }
+  return hits;
+}
+
+/** As look(), after a zap at `start` in `entry`, where the walk to the other gfn too may end. */
+function lookBeside(ptr: usize, entry: usize, start: u64): void {
+  const gfn = gfnOf(load<f64>(ptr + looksAt));
+  if (!isLookNear || (gfn ^ start) >> 9 != 0) {
+    look(ptr);
+    return;
+  }
   // As flagsIn(), whose call the usual cases are spared.
   const tag = tagOf(entry);
   let flags: u32;
-  if (tag == LT) flags = ltFlags(entry, <i32>(key & 511));
-  else if (tag == CHUNKS) flags = chunkFlags(entry, indexAt(key, 2));
-  else flags = flagsIn(entry, key);
-  return flags == 0 && ctl.sideCount != 0
-    ? spteAt(root, key)
-    : codeOfFlags(flags) | ((<u32>zapEntryLevel(entry)) << 16);
+  if (tag == LT) flags = ltFlags(entry, <i32>gfn & 511);
+  else if (tag == CHUNKS) flags = chunkFlags(entry, indexAt(gfn, 2));
+  else flags = flagsIn(entry, gfn);
+  if (flags == 0 && ctl.sideCount != 0) look(ptr);
+  else answer(ptr, codeOfFlags(flags) | ((<u32>zapEntryLevel(entry)) << 16));
 }
 
 /**
@@ -273,15 +332,15 @@ function spteInEntry(root: Root, entry: usize, key: u64): u32 {
 export function vmCheckGfnRanges(asId: u32, slotId: u32, ranges: u32, npages: f64, selector: u32, looks: u32): i32 {
   if (!takesRanges(asId, slotId, selector) || npages < 1) return -EINVAL;
   const slot = memslotAt(asId, slotId);
-  const first = <f64>slot.baseGfn;
-  const last = <f64>endGfnOf(slot) - npages;
+  const pages = <u64>npages;
+  if (pages > slot.npages) return 0;
+  const first = slot.baseGfn;
+  const more = slot.npages - pages;
   let at: u32 = 0;
-  for (; at < ranges; at++) {
-    const start = load<f64>(IO_BASE + ((<usize>at) << 3));
-    if (!(start >= first && start <= last && isGfn(start))) return <i32>at;
-  }
+  while (at < ranges && isGfnWithin(load<f64>(IO_BASE + ((<usize>at) << 3)), first, more)) at++;
+  if (at < ranges) return <i32>at;
   const doubles = looks == 0 ? ranges : 2 * ranges;
-  while (at < doubles && isGfn(load<f64>(IO_BASE + ((<usize>at) << 3)))) at++;
+  while (at < doubles && isGfnWithin(load<f64>(IO_BASE + ((<usize>at) << 3)), 0, GFN_LAST)) at++;
   return <i32>at;
 }
 

@@ -53,6 +53,11 @@ export function wordPtr(entryPtr: usize, bit: u32, word: i32): usize {
   return highWordPtr(entryPtr, allocated, bit) + (offset << 1);
 }
 
+/** As wordPtr() of presence, for a descriptor at hand. */
+function presencePtr(entryPtr: usize, desc: u32, word: i32): usize {
+  return blockPtr(load<u32>(entryPtr, 4)) + ((<usize>word) << (isSingle(desc >> 24) ? 3 : 4));
+}
+
 /** The first word of the plane of `bit`, one of 4 to 7, of which there are others. */
 function highWordPtr(entryPtr: usize, allocated: u32, bit: u32): usize {
   const block2 = load<u32>(entryPtr, 12);
@@ -216,7 +221,7 @@ function forgetPlanes(entryPtr: usize): void {
   store<u32>(entryPtr, 0, 12);
 }
 
-function flagsOfKey(entryPtr: usize, index: i32, isGuessed: bool): u32 {
+function flagsOfKey(entryPtr: usize, index: i32): u32 {
   const desc = load<u32>(entryPtr);
   let flags = (desc >> 8) & 255;
   const shift = <u64>(index & 63);
@@ -224,14 +229,18 @@ function flagsOfKey(entryPtr: usize, index: i32, isGuessed: bool): u32 {
     const bit = ctz(left);
     const value = <u32>(load<u64>(wordPtr(entryPtr, bit, index >> 6)) >> shift) & 1;
     flags = (flags & ~((<u32>1) << bit)) | (value << bit);
-    if (isGuessed && (flags & 1) == 0) return 0;
   }
   return flags & -(flags & 1);
 }
 
 /** The flags of key `index` in a leaf table; 0 if not present. */
 export function ltFlags(entryPtr: usize, index: i32): u32 {
-  return flagsOfKey(entryPtr, index, true);
+  const desc = load<u32>(entryPtr);
+  if (desc & (1 << 16)) {
+    const word = load<u64>(presencePtr(entryPtr, desc, index >> 6));
+    if (((word >> <u64>(index & 63)) & 1) == 0) return 0;
+  }
+  return flagsOfKey(entryPtr, index);
 }
 
 /**
@@ -239,7 +248,7 @@ export function ltFlags(entryPtr: usize, index: i32): u32 {
  * page that was zapped just now, ltFlags() is faster.
  */
 export function ltFlagsUnguessed(entryPtr: usize, index: i32): u32 {
-  return flagsOfKey(entryPtr, index, false);
+  return flagsOfKey(entryPtr, index);
 }
 
 /** Sets keys [from, to) of a leaf table present with `flags`. */
@@ -383,9 +392,12 @@ export function ltClear(entryPtr: usize, from: i32, to: i32): u32 {
 export function ltClearInWord(entryPtr: usize, from: i32, to: i32): u32 {
   const counts = load<u32>(entryPtr, 8);
   if ((counts & 0x3ff) == 0) return 0;
-  if ((planesOf(entryPtr) & 1) == 0) addPlane(entryPtr, 0);
-  const desc = load<u32>(entryPtr);
-  const ptr = wordPtr(entryPtr, 0, from >> 6);
+  let desc = load<u32>(entryPtr);
+  if ((desc & (1 << 16)) == 0) {
+    addPlane(entryPtr, 0);
+    desc = load<u32>(entryPtr);
+  }
+  const ptr = presencePtr(entryPtr, desc, from >> 6);
   const value = load<u64>(ptr);
   // Whether any is present is for no branch to guess: where pages are zapped at random it is wrong half of the time.
   const others = <u64>(64 + from - to);

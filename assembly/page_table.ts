@@ -36,7 +36,6 @@ import {
 import { CLASS_PLANE, CLASS_UPPER } from './layout';
 import {
   ltClear,
-  ltClearInWord,
   ltClearMasked,
   ltCount,
   ltFlags,
@@ -418,35 +417,27 @@ export function zapEntryAt(levelThree: usize, key: u64, isWhole: bool): usize {
   return childPtr(upper, indexAt(key, 2));
 }
 
-/** What zapEntryTouch() read: so that no optimiser leaves it out. */
-let touched: u32 = 0;
-
 /**
- * Reads an entry and, unless all of it is zapped, the words of `key`'s presence and A if they are stored. Done for many keys
- * before the first is changed, their cache misses are waited for together.
+ * Reads an entry and the words of `key`'s presence and A if they are stored. Done for many keys before the first is changed,
+ * their cache misses are waited for together. Returns what was read, which means nothing.
  */
-export function zapEntryTouch(entryPtr: usize, key: u64, isWhole: bool): void {
+export function zapEntryTouch(entryPtr: usize, key: u64): u32 {
   const desc = load<u32>(entryPtr);
-  touched ^= desc;
-  // What goes whole goes with its entry.
-  if (isWhole || ((desc >> 24) & 15) == 0) return;
-  touched ^= load<u32>(wordPtr(entryPtr, 0, <i32>((<u32>key & 511) >> 6)));
+  return ((desc >> 24) & 15) == 0 ? desc : load<u32>(wordPtr(entryPtr, 0, <i32>((<u32>key & 511) >> 6)));
+}
+
+/** Empties an entry of zapEntryAt() that is no leaf table, of level 2. Returns whether there was a leaf. */
+export function zapEntryLeaf(entryPtr: usize): u32 {
+  const leafs = tagOf(entryPtr);
+  setEmpty(entryPtr);
+  return leafs;
 }
 
 /**
- * Makes keys [from, to) of what zapEntryAt() found absent, a 2M leaf whole. Returns how many leaves there were.
+ * Makes the leaf table of `key` empty in a GiB of them that zapEntryAt() found. Returns how many leaves there were.
  * Requires: reserve() for a boundary path.
  */
-export function zapEntryClear(entryPtr: usize, key: u64, from: i32, to: i32): u32 {
-  if (tagOf(entryPtr) == LT) {
-    const isInWord = from >> 6 == (to - 1) >> 6;
-    return isInWord ? ltClearInWord(entryPtr, from, to) : ltClear(entryPtr, from, to);
-  }
-  if (zapEntryLevel(entryPtr) == 2) {
-    const leafs = tagOf(entryPtr);
-    setEmpty(entryPtr);
-    return leafs;
-  }
+export function zapEntryChunk(entryPtr: usize, key: u64): u32 {
   const chunk = <i32>indexAt(key, 2);
   if (tagOf(entryPtr) == CHUNKS) return chunkClear(entryPtr, chunk) << 9;
   if (!takesChunks(entryPtr)) return 0;

@@ -187,7 +187,10 @@ const hot: Record<string, string[]> = {
   blocks: ['wantCut'],
   check: ['inspectSpte', 'inspectSptes', 'spteAt', 'spteBelow'],
   entry: ['setUniform'],
-  gfn_range: ['doRange', 'findEntries', 'spteInEntry', 'takesRanges', 'vmCheckGfnRanges', 'vmGfnRange', 'vmGfnRanges'],
+  gfn_range: [
+    ...['doRange', 'findEntries', 'lookBeside', 'takesRanges', 'vmCheckGfnRanges', 'vmGfnRange', 'vmGfnRanges'],
+    ...['zapFound', 'zapOther'],
+  ],
   host_mm: ['hostFaultPlain'],
   invalidate: ['mmuInvalidateBegin'],
   leaf_table: [
@@ -203,7 +206,7 @@ const hot: Record<string, string[]> = {
   page_fault: ['extendRun', 'faultPlain', 'reserveFault'],
   page_table: [
     ...['flagsIn', 'fold', 'leafTableAt', 'treeCount', 'treeEntryNear', 'treeFlags', 'treeHolds', 'treeSet'],
-    ...['zapEntryAt', 'zapEntryClear', 'zapEntryLevel', 'zapEntryTouch'],
+    ...['zapEntryAt', 'zapEntryChunk', 'zapEntryLeaf', 'zapEntryLevel', 'zapEntryTouch'],
   ],
   tdp_iter: ['emitLeafTable', 'emitRuns', 'leafTable', 'uniform', 'uniformAtOnce', 'visit', 'walkEntry', 'walkPiece'],
   tdp_mmu: [
@@ -217,23 +220,23 @@ const hot: Record<string, string[]> = {
 const inlined: Record<string, string[]> = {
   abi: ['u64Of'],
   blocks: ['release', 'reserve', 'wantCuts'],
-  check: ['gfnOf', 'isGfn'],
+  check: ['gfnOf', 'isGfnWithin'],
   control: ['count'],
   chunks: ['chunkClear', 'chunkFlags'],
   dirty_log: ['markPagesDirty'],
   entry: ['childPtr', 'descriptor', 'indexAt', 'pagesOf'],
-  gfn_range: ['doRange', 'spteInEntry', 'takesRanges', 'vmGfnRange'],
+  gfn_range: ['doRange', 'lookBeside', 'takesRanges', 'vmGfnRange'],
   host_mm: ['hostFaultPlain', 'setResult'],
   leaf_table: [
     ...['emptyLeafTable', 'flagsOfKey', 'ltClearCounted', 'ltClearInWord', 'ltFlags', 'ltFlagsUnguessed'],
-    ...['releasePlanes', 'valueWord'],
+    ...['presencePtr', 'releasePlanes', 'valueWord'],
     ...['wordMask', 'wordPtr', 'wordStep'],
   ],
   memslots: ['memslotAt', 'mixedTree', 'orderPtr', 'slotAtPlace'],
   mmu: ['ageGfn', 'testAgeGfn'],
   page_fault: ['faultPlain', 'reservesAnyFault'],
   page_table: [
-    ...['leafTableAt', 'treeEntryNear', 'zapEntryAt', 'zapEntryClear', 'zapEntryLevel'],
+    ...['leafTableAt', 'treeEntryNear', 'zapEntryAt', 'zapEntryChunk', 'zapEntryLeaf', 'zapEntryLevel'],
     ...['zapEntryTouch'],
   ],
   pause: ['gate'],

@@ -4,6 +4,7 @@
 import { describe, expect, test } from 'vitest';
 import { createVmSync, type KvmError, type KvmGfnRanges, type Vm } from '../../src/index.ts';
 import { isDebugBuild, PAGE } from '../support/make-vm.ts';
+import { randomFrom } from '../support/random.ts';
 
 const GIB_PAGES = 2 ** 18;
 const HVA = 2 ** 40;
@@ -22,6 +23,15 @@ function vmOf(pages: number, vcpus = 1): Vm {
   for (const vcpu of vm.vcpus) vcpu.run();
   vm.vcpus[0].preFaultMemory({ gpa: 0, size: (pages + 512) * PAGE });
   return vm;
+}
+/** `snapshot` in a memory of which so many blocks of 64 bytes were never used. */
+function withUnusedBlocks(snapshot: Uint8Array, blocks: number): Uint8Array {
+  const copy = snapshot.slice();
+  const words = new Uint32Array(copy.buffer);
+  // Control (assembly/control.ts) stands behind the header and the list of regions: arenaBlocks, arenaNext.
+  const control = 8 + 2 * words[4];
+  words[control + 6] = words[control + 7] + blocks;
+  return copy;
 }
 const everyTable = (tables: number) => Float64Array.from({ length: tables }, (_, index) => index * 512);
 const sum = (values: Iterable<number>) => [...values].reduce((total, value) => total + value, 0);
@@ -139,6 +149,43 @@ describe('where ranges stop going by groups', () => {
     expect(vm.stat('pages_4k')).toBe(512);
   });
 
+  /** What ranges of 16 gfns do at once and one by one, in a memory with `blocks` left. */
+  function compareWith(vm: Vm, snapshot: Uint8Array, blocks: number, starts: Float64Array): void {
+    const low = withUnusedBlocks(snapshot, blocks);
+    const look = starts.map((start) => Math.max(start - 8, 0));
+    vm.restore(low);
+    const found = vm.unmapGfnRanges({ slot: 0, starts, npages: 16, look });
+    const atOnce = vm.snapshot();
+    vm.restore(low);
+    for (const [index, start] of starts.entries()) {
+      const before = vm.stat('gfns_zapped');
+      vm.unmapGfnRange({ slot: 0, start, end: start + 16 });
+      expect(found.leafs[index]).toBe(vm.stat('gfns_zapped') - before);
+      expect(found.sptes[index]).toBe(vm.sptes(look.subarray(index, index + 1))[0]);
+    }
+    expect(Buffer.compare(vm.snapshot(), atOnce)).toBe(0);
+  }
+
+  test('memory that is too little for all of them at first', () => {
+    const vm = vmOf(2 * GIB_PAGES);
+    const random = randomFrom('low memory');
+    const starts = Float64Array.from({ length: 2000 }, () => Math.floor(random() * (2 * GIB_PAGES - 16)));
+    const snapshot = vm.snapshot();
+    for (const blocks of [10_000, 12_000, 18_000, 24_000]) compareWith(vm, snapshot, blocks, starts);
+  });
+
+  test('memory that tables of other GiBs take, until fewer are left: what was found of a group is not the next one’s', () => {
+    const vm = vmOf(10 * GIB_PAGES);
+    const starts = Float64Array.from({ length: 128 }, (_, index) => {
+      if (index < 56) return index;
+      return index < 64 ? (index - 55) * GIB_PAGES : 512 + index;
+    });
+    const snapshot = vm.snapshot();
+    // Room for a call, and around what the ranges then need.
+    const most = 64 * 128 + (128 + 24) * 9;
+    for (let blocks = most + 100; blocks < most + 1200; blocks += 50) compareWith(vm, snapshot, blocks, starts);
+  });
+
   test('a gfn to look at that lies in another table is read there', () => {
     const vm = vmOf(2048);
     const starts = Float64Array.of(0, 1024);
@@ -169,6 +216,11 @@ describe('what many ranges refuse, before the first is done', () => {
     ['a length of 0', { npages: 0 }, /npages is 0: it must be within 1 and/],
     ['a start that is no integer', { starts: Float64Array.of(0, 0.5) }, /starts\[1\] is 0.5: it must be an integer/],
     ['a start below 0', { starts: Float64Array.of(0, -1) }, /starts\[1\] is -1: it must be within 0 and/],
+    ['a start that no integer can be', { starts: Float64Array.of(2 ** 52) }, /start 0x10000000000000, .*EINVAL/],
+    ['Infinity', { starts: Float64Array.of(0, -Infinity) }, /starts\[1\] is -Infinity/],
+    ['a range longer than the slot', { npages: 1025 }, /start 0, end 1025\): EINVAL/],
+    ['a look below 0', { look: Float64Array.of(0, -0.25) }, /look\[1\] is -0.25/],
+    ['a look too large', { look: Float64Array.of(2 ** 52, 0) }, /look\[0\] is 4503599627370496/],
     ['NaN', { starts: Float64Array.of(Number.NaN) }, /starts\[0\] is NaN: it must be an integer/],
     ['a range behind the slot', { starts: Float64Array.of(0, 513) }, /start 513, end 1025\): EINVAL/],
     ['a slot that is none', { slot: 7 }, /unmapGfnRanges\(slot 7.*EINVAL/],
