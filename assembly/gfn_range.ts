@@ -5,7 +5,7 @@ import { LEAF_GROWTH_BLOCKS, reserve, reserveAmply } from './blocks';
 import { GFN_LAST, gfnOf, isGfnWithin, spteAt } from './check';
 import { chunkFlags } from './chunks';
 import { C_LEAFS_AGED, C_ZAPPED_DIRECT_4K, counter, ctl, FORM_GMEM_V13, PROFILE_6_12, PROFILE_6_16 } from './control';
-import { CHUNKS, indexAt, LT, TABLE, tagOf } from './entry';
+import { CHUNKS, indexAt, LEAF, LT, TABLE, tagOf } from './entry';
 import { IO_BASE } from './layout';
 import { ltClear, ltClearInWord, ltFlags } from './leaf_table';
 import { lossRequest, overZapped, PRODUCER_DIRECT } from './losses';
@@ -111,7 +111,7 @@ export function vmGfnRanges(
   looksAt = looks == 0 ? 0 : (<usize>ranges) << 3;
   lookRoot = findRoot(looks == 2 ? ROOT_MIRROR : ROOT_DIRECT, asId);
   const plainRoot = plainRootOf(call, slot, pages, arg, selector);
-  isLookNear = looks != 0 && plainRoot !== null && lookRoot === plainRoot;
+  lookElsewhere = lookRoot === plainRoot ? 0 : 1;
   // Behind questions and answers.
   const groupPtr = IO_BASE + ((<usize>ranges) << 4);
   walks = 0;
@@ -175,8 +175,8 @@ export function vmGfnRanges(
 let looksAt: usize = 0;
 /** The root to look at; null if there is none. */
 let lookRoot: Root | null = null;
-/** Whether that is where ranges are zapped in place. */
-let isLookNear: bool = false;
+/** Not 0 if that is not where ranges are zapped in place. */
+let lookElsewhere: u64 = 0;
 
 /** Answers what the walk to the gfn that is looked at after the range at `ptr` ends at: `code`, as inspectSpte(). */
 function answer(ptr: usize, code: u32): void {
@@ -278,13 +278,14 @@ function zapFound(startsPtr: usize, foundPtr: usize, ranges: u32, pages: i32, ar
       const from = <i32>start & 511;
       const isInWord = (from & 63) + pages <= 64;
       hitsOfLast = isInWord ? ltClearInWord(entry, from, from + pages) : ltClear(entry, from, from + pages);
+      if (looks != 0) lookBeside(ptr, entry, start, LT);
     } else {
       if (tag == TABLE) break;
       hitsOfLast = zapOther(entry, start, pages, arg, selector);
+      if (looks != 0) lookBeside(ptr, entry, start, tagOf(entry));
     }
     hits += <u64>hitsOfLast;
     store<f64>(ptr, <f64>hitsOfLast);
-    if (looks != 0) lookBeside(ptr, entry, start);
   }
   if (index != 0) {
     walks += <u64>index;
@@ -308,21 +309,20 @@ function zapOther(entry: usize, start: u64, pages: i32, arg: u64, selector: u32)
   return hits;
 }
 
-/** As look(), after a zap at `start` in `entry`, where the walk to the other gfn too may end. */
-function lookBeside(ptr: usize, entry: usize, start: u64): void {
+/** As look(), after a zap at `start` in `entry`, which has `tag` now and where the walk to the other gfn too may end. */
+function lookBeside(ptr: usize, entry: usize, start: u64, tag: u32): void {
   const gfn = gfnOf(load<f64>(ptr + looksAt));
-  if (!isLookNear || (gfn ^ start) >> 9 != 0) {
+  if ((((gfn ^ start) >> 9) | lookElsewhere) != 0) {
     look(ptr);
     return;
   }
   // As flagsIn(), whose call the usual cases are spared.
-  const tag = tagOf(entry);
   let flags: u32;
   if (tag == LT) flags = ltFlags(entry, <i32>gfn & 511);
   else if (tag == CHUNKS) flags = chunkFlags(entry, indexAt(gfn, 2));
   else flags = flagsIn(entry, gfn);
   if (flags == 0 && ctl.sideCount != 0) look(ptr);
-  else answer(ptr, codeOfFlags(flags) | ((<u32>zapEntryLevel(entry)) << 16));
+  else answer(ptr, codeOfFlags(flags) | (tag <= LEAF ? 2 << 16 : 1 << 16));
 }
 
 /**
