@@ -133,6 +133,7 @@ export function vmGfnRanges(
       const left = min(ranges - done, GROUP - place);
       if (place == 0 || !isFound) findEntries(plainRoot, ptr, foundPtr, left, <u32>pages);
       isFound = true;
+      ctl.producer = PRODUCER_DIRECT;
       const zapped = zapFound(ptr, foundPtr, left, <i32>pages, arg, selector);
       isInPlace = zapped != 0;
       done += zapped;
@@ -210,7 +211,6 @@ function isRoomFor(ranges: u32): bool {
 
 function plainRootOf(call: u32, slot: Memslot, pages: u64, arg: u64, selector: u32): Root | null {
   if (call != CALL_UNMAP || pages > 512) return null;
-  ctl.producer = PRODUCER_DIRECT;
   const root = tdpMmuPlainRoot(vendorRootsOfRange(selector, arg), slot.asId, (selector & MAY_BLOCK) != 0);
   return root !== null && endGfnOf(slot) <= maxGfnExclusive(keyBitsOf(root)) ? root : null;
 }

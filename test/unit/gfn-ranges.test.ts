@@ -176,6 +176,8 @@ describe('where ranges stop going by groups', () => {
 
   test('memory that tables of other GiBs take, until fewer are left: what was found of a group is not the next one’s', () => {
     const vm = vmOf(10 * GIB_PAGES);
+    // Else the first GiB is one entry when its ranges are looked up, and none of them is found.
+    vm.unmapGfnRange({ slot: 0, start: 5, end: 6 });
     const starts = Float64Array.from({ length: 128 }, (_, index) => {
       if (index < 56) return index;
       return index < 64 ? (index - 55) * GIB_PAGES : 512 + index;
@@ -265,5 +267,25 @@ describe('what many ranges refuse, before the first is done', () => {
     expect(error).toMatchObject({ code: 'ENOMEM', done: 2 });
     expect(error.message).toMatch(/2 of 4 ranges were done/);
     expect(vm.stat('gfns_zapped')).toBe(2);
+  });
+
+  test.each([1, 3])('memory that ends at range %i leaves every byte as the calls before it do', (nth) => {
+    const states = [0, 1].map((oneByOne) => {
+      const vm = vmOf(1024);
+      vm.unmapGfnRange({ slot: 0, start: 5, end: 6 });
+      // The last range to be asked for is the notifier's.
+      vm.host.madvise({ hva: HVA + 9 * PAGE, length: PAGE, advice: 'DONTNEED' });
+      const starts = [64, 128, 192];
+      const calls = oneByOne
+        ? starts.map((start) => () => vm.unmapGfnRange({ slot: 0, start, end: start + 16 }))
+        : [() => vm.unmapGfnRanges({ slot: 0, starts: Float64Array.from(starts), npages: 16 })];
+      const before = vm.snapshot();
+      vm.failReservation(nth);
+      for (const call of calls.slice(0, -1)) if (nth > 1) call();
+      expect(errorOf(calls.at(-1)!).code).toBe('ENOMEM');
+      if (nth === 1) expect(Buffer.compare(vm.snapshot(), before)).toBe(0);
+      return vm.snapshot();
+    });
+    expect(Buffer.compare(states[0]!, states[1]!)).toBe(0);
   });
 });
