@@ -5,7 +5,7 @@ import { LEAF_GROWTH_BLOCKS, reserve, reserveAmply } from './blocks';
 import { GFN_LAST, gfnOf, isGfnWithin, spteAt } from './check';
 import { chunkFlags } from './chunks';
 import { C_LEAFS_AGED, C_ZAPPED_DIRECT_4K, counter, ctl, FORM_GMEM_V13, PROFILE_6_12, PROFILE_6_16 } from './control';
-import { CHUNKS, indexAt, LEAF, LT, TABLE, tagOf } from './entry';
+import { CHUNKS, indexAt, LT, TABLE, tagOf } from './entry';
 import { IO_BASE } from './layout';
 import { ltClear, ltClearInWord, ltFlags } from './leaf_table';
 import { lossRequest, overZapped, PRODUCER_DIRECT } from './losses';
@@ -238,7 +238,7 @@ function findEntries(root: Root, startsPtr: usize, foundPtr: usize, ranges: u32,
       levelThree = tdpMmuLevelThree(root, gfn);
     }
     let entry: usize = 0;
-    const isIn = (<u32>gfn & 511) + pages <= 512 && ((<u32>gfn + pages) & 0x3ffff) != 0;
+    const isIn = (<u32>gfn & 511) + pages <= 512 && !mayFoldIn(gfn, gfn + <u64>pages);
     if (isIn && levelThree != 0) entry = zapEntryAt(levelThree, gfn | bits, isWhole);
     store<u32>(foundPtr + ((<usize>index) << 2), <u32>entry);
   }
@@ -298,7 +298,7 @@ function zapFound(startsPtr: usize, foundPtr: usize, ranges: u32, pages: i32, ar
 
 /** Zaps a range of zapFound() in what is no leaf table. Returns how many leaves there were. */
 function zapOther(entry: usize, start: u64, pages: i32, arg: u64, selector: u32): u32 {
-  if (zapEntryLevel(entry) != 2) return zapEntryChunk(entry, start);
+  if (zapEntryLevel(tagOf(entry)) != 2) return zapEntryChunk(entry, start);
   const hits = zapEntryLeaf(entry);
   walks2++;
   leafs2 += <u64>hits;
@@ -322,7 +322,7 @@ function lookBeside(ptr: usize, entry: usize, start: u64, tag: u32): void {
   else if (tag == CHUNKS) flags = chunkFlags(entry, indexAt(gfn, 2));
   else flags = flagsIn(entry, gfn);
   if (flags == 0 && ctl.sideCount != 0) look(ptr);
-  else answer(ptr, codeOfFlags(flags) | (tag <= LEAF ? 2 << 16 : 1 << 16));
+  else answer(ptr, codeOfFlags(flags) | (zapEntryLevel(tag) << 16));
 }
 
 /**

@@ -221,7 +221,21 @@ function forgetPlanes(entryPtr: usize): void {
   store<u32>(entryPtr, 0, 12);
 }
 
-function flagsOfKey(entryPtr: usize, index: i32): u32 {
+/** The flags of key `index` in a leaf table; 0 if not present. */
+export function ltFlags(entryPtr: usize, index: i32): u32 {
+  const desc = load<u32>(entryPtr);
+  if (desc & (1 << 16)) {
+    const word = load<u64>(presencePtr(entryPtr, desc, index >> 6));
+    if (((word >> <u64>(index & 63)) & 1) == 0) return 0;
+  }
+  return ltFlagsUnguessed(entryPtr, index);
+}
+
+/**
+ * As ltFlags(), for a key that may as well be present as not: no branch guesses it. Where the answer can be foreseen, as of a
+ * page that was zapped just now, ltFlags() is faster.
+ */
+export function ltFlagsUnguessed(entryPtr: usize, index: i32): u32 {
   const desc = load<u32>(entryPtr);
   let flags = (desc >> 8) & 255;
   const shift = <u64>(index & 63);
@@ -231,24 +245,6 @@ function flagsOfKey(entryPtr: usize, index: i32): u32 {
     flags = (flags & ~((<u32>1) << bit)) | (value << bit);
   }
   return flags & -(flags & 1);
-}
-
-/** The flags of key `index` in a leaf table; 0 if not present. */
-export function ltFlags(entryPtr: usize, index: i32): u32 {
-  const desc = load<u32>(entryPtr);
-  if (desc & (1 << 16)) {
-    const word = load<u64>(presencePtr(entryPtr, desc, index >> 6));
-    if (((word >> <u64>(index & 63)) & 1) == 0) return 0;
-  }
-  return flagsOfKey(entryPtr, index);
-}
-
-/**
- * As ltFlags(), for a key that may as well be present as not: no branch guesses it. Where the answer can be foreseen, as of a
- * page that was zapped just now, ltFlags() is faster.
- */
-export function ltFlagsUnguessed(entryPtr: usize, index: i32): u32 {
-  return flagsOfKey(entryPtr, index);
 }
 
 /** Sets keys [from, to) of a leaf table present with `flags`. */

@@ -444,9 +444,9 @@ export function zapEntryChunk(entryPtr: usize, key: u64): u32 {
   return chunksClear(entryPtr, chunk, chunk + 1) << 9;
 }
 
-/** The level at which a walk ends in what zapEntryAt() found: 2 at a leaf or nothing, else 1. */
-export function zapEntryLevel(entryPtr: usize): i32 {
-  return tagOf(entryPtr) <= LEAF ? 2 : 1;
+/** The level at which a walk ends in what zapEntryAt() found, which has `tag`: 2 at a leaf or nothing, else 1. */
+export function zapEntryLevel(tag: u32): u32 {
+  return tag <= LEAF ? 2 : 1;
 }
 
 // --- Trees: writing --------------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ const hot: Record<string, string[]> = {
   host_mm: ['hostFaultPlain'],
   invalidate: ['mmuInvalidateBegin'],
   leaf_table: [
-    ...['addPlane', 'emptyLeafTable', 'flagsOfKey', 'ltAdd', 'ltClear', 'ltClearInWord', 'ltFlags', 'ltFlagsUnguessed'],
+    ...['addPlane', 'emptyLeafTable', 'ltAdd', 'ltClear', 'ltClearInWord', 'ltFlags', 'ltFlagsUnguessed'],
     ...['ltModify', 'ltSelect', 'ltSet', 'releasePlanes', 'valueWord', 'wordPtr'],
   ],
   mem_attributes: [
@@ -228,7 +228,7 @@ const inlined: Record<string, string[]> = {
   gfn_range: ['doRange', 'lookBeside', 'takesRanges', 'vmGfnRange'],
   host_mm: ['hostFaultPlain', 'setResult'],
   leaf_table: [
-    ...['emptyLeafTable', 'flagsOfKey', 'ltClearCounted', 'ltClearInWord', 'ltFlags', 'ltFlagsUnguessed'],
+    ...['emptyLeafTable', 'ltClearCounted', 'ltClearInWord', 'ltFlags', 'ltFlagsUnguessed'],
     ...['presencePtr', 'releasePlanes', 'valueWord'],
     ...['wordMask', 'wordPtr', 'wordStep'],
   ],
