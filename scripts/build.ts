@@ -225,7 +225,7 @@ const inlined: Record<string, string[]> = {
   chunks: ['chunkClear', 'chunkFlags'],
   dirty_log: ['markPagesDirty'],
   entry: ['childPtr', 'descriptor', 'indexAt', 'pagesOf'],
-  gfn_range: ['doRange', 'lookBeside', 'takesRanges', 'vmGfnRange'],
+  gfn_range: ['answer', 'doRange', 'lookBeside', 'takesRanges', 'vmGfnRange'],
   host_mm: ['hostFaultPlain', 'setResult'],
   leaf_table: [
     ...['emptyLeafTable', 'ltClearCounted', 'ltClearInWord', 'ltFlags', 'ltFlagsUnguessed'],
