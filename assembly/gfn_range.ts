@@ -181,7 +181,8 @@ let lookElsewhere: u64 = 0;
 
 /** Answers what the walk to the gfn that is looked at after the range at `ptr` ends at: `code`, as inspectSpte(). */
 function answer(ptr: usize, code: u32): void {
-  store<u32>(IO_BASE + looksAt + ((ptr - IO_BASE) >> 1), code);
+  // An answer takes half of a question's bytes: at IO_BASE + looksAt + (ptr - IO_BASE) / 2.
+  store<u32>(looksAt + (ptr >> 1), code, IO_BASE >> 1);
 }
 /** Looks after the range at `ptr`. */
 function look(ptr: usize): void {
@@ -200,7 +201,7 @@ let walks: u64 = 0;
 let leafs: u64 = 0;
 let walks2: u64 = 0;
 let leafs2: u64 = 0;
-/** Of the last of them: its first gfn, and how many leaves it had. */
+/** Of the last of them, where the last call of zapFound() zapped any: its first gfn, and how many leaves it had. */
 let lastStart: u64 = 0;
 let lastHits: u64 = 0;
 
@@ -287,12 +288,10 @@ function zapFound(startsPtr: usize, foundPtr: usize, ranges: u32, pages: i32, ar
     hits += <u64>hitsOfLast;
     store<f64>(ptr, <f64>hitsOfLast);
   }
-  if (index != 0) {
-    walks += <u64>index;
-    leafs += hits;
-    lastStart = start;
-    lastHits = <u64>hitsOfLast;
-  }
+  walks += <u64>index;
+  leafs += hits;
+  lastStart = start;
+  lastHits = <u64>hitsOfLast;
   return index;
 }
 

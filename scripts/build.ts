@@ -189,7 +189,7 @@ const hot: Record<string, string[]> = {
   entry: ['setUniform'],
   gfn_range: [
     ...['doRange', 'findEntries', 'lookBeside', 'takesRanges', 'vmCheckGfnRanges', 'vmGfnRange', 'vmGfnRanges'],
-    ...['zapFound', 'zapOther'],
+    ...['zapFound'],
   ],
   host_mm: ['hostFaultPlain'],
   invalidate: ['mmuInvalidateBegin'],
